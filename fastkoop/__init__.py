@@ -1,0 +1,17 @@
+"""FastKoop: batched Koopman operators over neural-network weight trajectories, at hardware speed.
+
+Importing this imports NumPy, Numba and SciPy; no array framework.
+"""
+
+from . import kernels
+from .backends import get_num_threads, set_num_threads
+from .checks import InputError
+from .cutoff import Energy, Rank
+from .koopman import KoopmanOperator, fit
+from .linalg import pinv, predict
+
+__version__ = "0.1.0"
+__all__ = [
+    "Energy", "InputError", "KoopmanOperator", "Rank", "fit", "get_num_threads", "kernels", "pinv", "predict",
+    "set_num_threads",
+]  # fmt: skip

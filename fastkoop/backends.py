@@ -1,0 +1,29 @@
+"""The only door to kernels/: which backend computes for an array."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from . import kernels
+from .arrays import Array
+
+
+def backend_for(array: Array) -> ModuleType:
+    """The module with the contract's functions for the device that `array` lives on."""
+    return kernels  # `arrays.read` lets only CPU arrays through; a CUDA backend picks by device here
+
+
+def get_num_threads() -> int:
+    """Threads that FastKoop's CPU kernels use; by default every core this process may run on."""
+    return kernels.get_num_threads()
+
+
+def set_num_threads(threads: int) -> None:
+    """Set how many threads FastKoop's CPU kernels use in this process. Results do not depend on it.
+
+    Args:
+        threads: at least 1.
+    """
+    from .checks import integer
+
+    kernels.set_num_threads(integer("threads", threads, least=1))

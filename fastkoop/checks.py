@@ -1,0 +1,88 @@
+"""Every input error, once: what is wrong, what was expected, what came, and the cure."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """A value the caller can mend; its text names the argument, the expectation, the finding and the cure."""
+
+
+def integer(name: str, value, *, least: int, cure: str = "") -> int:
+    """`value` as an int no smaller than `least`; booleans and fractions are refused."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r} ({type(value).__name__})") from None
+    if number < least:
+        raise InputError(f"{name}: expected an integer >= {least}, got {number}{'; ' + cure if cure else ''}")
+    return number
+
+
+def choice(name: str, value, options: Iterable[str]) -> str:
+    """`value` if it is one of `options`."""
+    options = tuple(options)
+    if not isinstance(value, str) or value not in options:
+        raise InputError(f"{name}: expected one of {', '.join(map(repr, options))}, got {value!r}")
+    return value
+
+
+def step_counts(steps) -> tuple[np.ndarray, bool]:
+    """`steps` as a 1-D int64 array of counts >= 0, and whether one plain integer was given."""
+    if isinstance(steps, (list, tuple, range)) or getattr(steps, "ndim", 0) == 1:
+        counts = [integer("steps", step, least=0) for step in list(steps)]
+        return np.array(counts, dtype=np.int64), False
+    if getattr(steps, "ndim", 0) > 1:
+        raise InputError(f"steps: expected an integer or a 1-D sequence, got {steps.ndim} dimensions")
+    return np.array([integer("steps", steps, least=0)], dtype=np.int64), True
+
+
+def radius(stabilize) -> float | None:
+    """The radius that `stabilize` clips eigenvalues to; None leaves the operator as published."""
+    if stabilize is None:
+        return None
+    if isinstance(stabilize, str):
+        choice("stabilize", stabilize, ("clip",))
+        return 1.0
+    if isinstance(stabilize, bool) or not isinstance(stabilize, (int, float, np.floating)):
+        raise TypeError(f'stabilize: expected None, "clip" or a radius, got {stabilize!r}')
+    if not (np.isfinite(stabilize) and stabilize > 0):
+        raise InputError(f"stabilize: expected a radius > 0, got {stabilize}; 1.0 is the unit circle")
+    return float(stabilize)
+
+
+def snapshots(shape: tuple[int, ...], time_axis: int) -> int:
+    """The time axis of an array of snapshots, as a non-negative index."""
+    if len(shape) < 2:
+        raise InputError(
+            f"X: expected at least 2 dimensions (..., n, m+1), got shape {shape}; "
+            "columns are snapshots, oldest first"
+        )
+    axis = integer("time_axis", time_axis, least=-len(shape))
+    if axis >= len(shape):
+        raise InputError(f"time_axis: expected -{len(shape)} .. {len(shape) - 1}, got {axis}")
+    axis %= len(shape)
+    if shape[axis] < 2:
+        raise InputError(
+            f"X: expected at least 2 snapshots along axis {axis}, got {shape[axis]} (shape {shape}); "
+            "an operator needs one pair"
+        )
+    n_axis = len(shape) - 1 if axis != len(shape) - 1 else len(shape) - 2
+    if shape[n_axis] < 1:
+        raise InputError(f"X: expected blocks of at least 1 weight, got shape {shape}")
+    return axis
+
+
+def non_finite(block: int, batch: tuple[int, ...], name: str = "X") -> InputError:
+    """The error for a NaN or an infinity in `block` of a flattened batch."""
+    where = f"block {tuple(int(i) for i in np.unravel_index(block, batch))}" if batch else "its only block"
+    return InputError(
+        f"{name}: {where} holds a NaN or an infinity; mend it, or pass check_finite=False to let it "
+        "pass through its own block"
+    )

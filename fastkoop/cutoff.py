@@ -1,0 +1,129 @@
+"""The pseudo-inverse rules: which singular values of F count.
+
+Libraries differ silently, and on real training runs the rule alone can decide whether a Koopman phase
+diverges. With s1 the largest singular value of F (n, m) and eps that of the data's dtype, a value counts
+if it is strictly above
+
+- "array_api": max(n, m) eps s1 - the array API standard's, SciPy's, PyTorch's and Octave's rule;
+- "matlab": max(n, m) eps(s1), with MATLAB's eps(x), the spacing of the dtype at x;
+- "numpy": 1e-15 s1, whatever the dtype (CuPy's rule too);
+- "jax": 10 max(n, m) eps s1;
+- a float c: c s1;
+- "svht": the optimal hard threshold for unknown noise (Gavish & Donoho 2014, IEEE Trans. Inf. Theory
+  60(8), equation 11 over the median of the Marchenko-Pastur law).
+
+`Rank` and `Energy` count instead of comparing.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .checks import InputError, integer
+
+NAMES = ("array_api", "matlab", "numpy", "jax", "svht")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Keep the k largest singular values, fewer where F has fewer that are not zero.
+
+    >>> Rank(3)
+    Rank(k=3)
+    """
+
+    k: int
+
+    def __post_init__(self):
+        integer("Rank(k)", self.k, least=1, cure="a rank of 0 would predict zero")
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Keep the fewest singular values whose squares sum to at least `share` of all squares.
+
+    >>> Energy(0.999)
+    Energy(share=0.999)
+    """
+
+    share: float
+
+    def __post_init__(self):
+        if isinstance(self.share, bool) or not isinstance(self.share, (int, float, np.floating)):
+            raise TypeError(f"Energy(share): expected a number, got {self.share!r}")
+        if not 0.0 < self.share <= 1.0:
+            raise InputError(f"Energy(share): expected 0 < share <= 1, got {self.share}")
+
+
+def resolve(cutoff, n: int, m: int, dtype) -> tuple[str, float]:
+    """The (kind, value) pair that kernels/ take, for blocks of n weights and m columns.
+
+    >>> kind, value = resolve("jax", 785, 1875, np.float32)
+    >>> kind, f"{value:.1e}"
+    ('relative', '2.2e-03')
+    """
+    eps = float(np.finfo(dtype).eps)
+    if isinstance(cutoff, Rank):
+        return "rank", float(cutoff.k)
+    if isinstance(cutoff, Energy):
+        return "energy", float(cutoff.share)
+    if isinstance(cutoff, str):
+        rules = {
+            "array_api": ("relative", max(n, m) * eps),
+            "matlab": ("spacing", float(max(n, m))),
+            "numpy": ("relative", 1e-15),
+            "jax": ("relative", 10 * max(n, m) * eps),
+        }
+        if cutoff in rules:
+            return rules[cutoff]
+        if cutoff == "svht":
+            return "median", hard_threshold(min(n, m) / max(n, m))
+        raise InputError(
+            f"cutoff: expected one of {', '.join(map(repr, NAMES))}, a number, Rank(k) or Energy(share), "
+            f"got {cutoff!r}"
+        )
+    if isinstance(cutoff, bool) or not isinstance(cutoff, (int, float, np.integer, np.floating)):
+        raise TypeError(
+            f"cutoff: expected a name, a number, Rank(k) or Energy(share), got {cutoff!r} "
+            f"({type(cutoff).__name__})"
+        )
+    if not (math.isfinite(cutoff) and cutoff >= 0):
+        raise InputError(f"cutoff: expected a finite number >= 0, relative to the largest, got {cutoff}")
+    return "relative", float(cutoff)
+
+
+@functools.lru_cache(maxsize=256)
+def hard_threshold(aspect: float) -> float:
+    """Gavish and Donoho's factor on the median singular value, aspect = min(n, m) / max(n, m).
+
+    >>> round(hard_threshold(1.0), 3)
+    2.858
+    """
+    from scipy.integrate import quad
+    from scipy.optimize import brentq
+
+    low, high = (1 - math.sqrt(aspect)) ** 2, (1 + math.sqrt(aspect)) ** 2
+
+    # x = low + (high - low) sin^2(u) removes the square-root ends of the Marchenko-Pastur density
+    def below(x):
+        u = math.asin(math.sqrt((x - low) / (high - low)))
+        return quad(
+            lambda u: (high - low) ** 2
+            * math.sin(2 * u) ** 2
+            / (4 * math.pi * aspect * (low + (high - low) * math.sin(u) ** 2)),
+            0.0,
+            u,
+        )[0]
+
+    median = brentq(lambda x: below(x) - 0.5, low, high)
+    root = math.sqrt(aspect**2 + 14 * aspect + 1)
+    return math.sqrt(2 * (aspect + 1) + 8 * aspect / (aspect + 1 + root)) / math.sqrt(median)
+
+
+def describe(cutoff) -> str:
+    """The rule in the words its user wrote."""
+    return cutoff if isinstance(cutoff, str) else repr(cutoff)

@@ -1,0 +1,306 @@
+"""fit -> KoopmanOperator: an operator per block, in its own few coordinates, with reports one can trust."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from . import arrays, checks
+from . import cutoff as rules
+from .backends import backend_for
+from .kernels.plan import NON_FINITE, ROUTES
+from .linalg import refuse_non_finite, time_major
+
+OBSERVABLES = ("identity",)
+
+
+def fit(
+    X,
+    *,
+    cutoff="array_api",
+    observables="identity",
+    stabilize=None,
+    time_axis=-1,
+    check_finite=True,
+    refine=False,
+):
+    """The Koopman operator K = Fp pinv(F) of every block, truncated at the cutoff; K is not formed.
+
+    Tall blocks (n > m) get at most m non-zero eigenvalues: K acts on what F spans. Wide ones (n <= m) of
+    full rank get the least-squares operator. Rank-deficient ones the minimum-norm operator; an all-zero
+    block has rank 0 and predicts zero.
+
+    Args:
+        X: snapshots (..., n, m+1), float32 or float64, columns oldest first: a NumPy array or a PyTorch
+            CPU tensor with any strides. The operator refers to X's memory and does not copy it: leave it
+            unchanged while the operator is in use.
+        cutoff: which singular values of F count, see `fastkoop.cutoff`.
+        observables: "identity", the weights themselves, as published.
+        stabilize: None, as published; "clip" moves eigenvalues of modulus > 1 onto the unit circle at
+            every number of steps; a float clips at that radius.
+        time_axis: where time runs; 0 takes a recording buffer (m+1, ..., n) without a copy.
+        check_finite: False lets NaN and infinity pass through their own block.
+        refine: True answers every block by the SVD of F itself, with an error that grows with the
+            condition number instead of its square; otherwise only where the Gram matrix cannot tell.
+
+    Returns:
+        KoopmanOperator.
+
+    Raises:
+        ValueError, TypeError: as `fastkoop.predict`.
+
+    NumPy: ``X[..., 1:] @ np.linalg.pinv(X[..., :-1])``.
+    Source: Dogra & Redman (2020), NeurIPS 33; dynamic mode decomposition, Schmid (2010), Tu et al. (2014).
+
+    >>> import numpy as np
+    >>> t = np.arange(6)
+    >>> op = fit(np.stack([0.5**t, 2.0 * 0.9**t]))
+    >>> op.eigenvalues.real.round(6)
+    array([0.9, 0.5])
+    >>> op.predict([0, 1, 2]).shape
+    (2, 3)
+    """
+    source = arrays.read(X)
+    snapshots = time_major(source.data, time_axis)
+    if not isinstance(observables, str) or observables not in OBSERVABLES:
+        raise checks.InputError(f'observables: expected "identity", got {observables!r}')
+    radius = checks.radius(stabilize)
+    m, n = len(snapshots) - 1, snapshots.shape[-1]
+    rule = rules.resolve(cutoff, n, m, snapshots.dtype)
+    backend = backend_for(source)
+    factors = backend.fit(snapshots, rule, refine=bool(refine))
+    if check_finite:
+        refuse_non_finite(factors.route, snapshots.shape[1:-1])
+    return KoopmanOperator(snapshots, factors, backend, source, cutoff, radius)
+
+
+class KoopmanOperator:
+    """Koopman operators of a batch of blocks, from `fastkoop.fit`.
+
+    Per-block reports have the batch's shape and X's kind; those that cost something are computed when
+    they are first read.
+    """
+
+    def __init__(self, snapshots, factors, backend, source: arrays.Array, cutoff, radius: float | None):
+        self._X, self._backend = snapshots, backend
+        self._published = factors
+        self._wrap, self._kind = source.wrap, source.kind
+        self._batch, self._n = snapshots.shape[1:-1], snapshots.shape[-1]
+        self._cutoff, self._radius = cutoff, radius
+        condition = np.ones(len(factors.rank))
+        if radius is not None:
+            factors, condition = backend.clip(factors, radius)
+        self._factors, self._eigenvector_condition = factors, condition
+
+    def _report(self, values: np.ndarray):
+        return self._wrap(np.ascontiguousarray(values).reshape(self._batch))
+
+    def check(self) -> None:
+        """Raise if a block was not finite; on a CPU `fit` has done so already unless check_finite=False."""
+        refuse_non_finite(self._published.route, self._batch)
+
+    def predict(self, steps):
+        """K^steps x_last.
+
+        Args:
+            steps: an integer >= 0, or a 1-D sequence of k of them, in any order.
+
+        Returns:
+            (..., n) for an integer, (..., n, k) for a sequence, of X's kind, dtype and device. Many states
+            lie in memory one after another (a view of (k, ..., n)).
+        """
+        counts, single = checks.step_counts(steps)
+        out = self._states(counts).reshape(len(counts), *self._batch, self._n)
+        return self._wrap(out[0] if single else np.moveaxis(out, 0, -1))
+
+    def _states(self, counts: np.ndarray) -> np.ndarray:
+        """States (k, B, n) at the given numbers of steps."""
+        B = len(self._factors.rank)
+        later = np.unique(counts[counts > 0])
+        states = self._backend.lift(self._X, self._backend.evolve(self._factors, later))
+        if np.array_equal(later, counts):
+            out = states
+        else:
+            out = self._backend.aligned_empty((len(counts), B, self._n), self._X.dtype)
+            last = self._X[-1].reshape(B, self._n)
+            for k, count in enumerate(counts):
+                out[k] = states[np.searchsorted(later, count)] if count else last
+        out[:, self._published.route == NON_FINITE] = np.nan
+        return out
+
+    def walk(self) -> Walk:
+        """A walk along the predicted states, one after another, without looking ahead."""
+        return Walk(self._backend, self._X, self._factors, self._batch, self._wrap)
+
+    @functools.cached_property
+    def _spectrum(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._backend.modes(self._factors)
+
+    @property
+    def eigenvalues(self):
+        """Eigenvalues of K (after clipping, if any): (..., r) complex128, largest modulus first.
+
+        r is the largest rank in the batch; a block's values past its own rank are zero, as are the n - rank
+        further eigenvalues of its K.
+        """
+        values = self._spectrum[0]
+        return self._wrap(values.reshape(*self._batch, values.shape[1]))
+
+    @property
+    def modes(self):
+        """Exact modes Phi, eigenvectors of K in the order of `eigenvalues`: (..., n, r) complex128.
+
+        Scaled as Phi = Fp V S^-1 p / lambda with unit p (Tu et al. 2014, definition 1).
+        """
+        vectors = np.ascontiguousarray(self._spectrum[1].transpose(0, 2, 1))
+        real, imaginary = (self._rows(self._factors.lift, part) for part in (vectors.real, vectors.imag))
+        return self._wrap((real + 1j * imaginary).reshape(*self._batch, self._n, -1))
+
+    def _rows(self, lift: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+        """(B, n, k) float64 from coordinates (B, k, r): Fp lift (tall) or lift (wide) applied to them."""
+        coefficients = np.ascontiguousarray(coordinates @ lift.transpose(0, 2, 1))
+        if self._n <= len(self._X) - 1:
+            return coefficients.transpose(0, 2, 1)
+        after = self._X[1:].astype(np.float64)
+        return self._backend.combine(after, coefficients).transpose(1, 2, 0)
+
+    def matrix(self):
+        """K itself, (..., n, n) in X's dtype: n^2 numbers a block, formed only on request."""
+        identity = np.broadcast_to(np.eye(self._factors.operator.shape[1]), self._factors.operator.shape)
+        left = self._rows(self._factors.lift, identity)
+        right = self._factors.basis
+        if self._n > len(self._X) - 1:
+            before = self._X[:-1].astype(np.float64)
+            right = self._backend.combine(before, np.ascontiguousarray(right.transpose(0, 2, 1)))
+            right = right.transpose(1, 2, 0)
+        K = left @ right.transpose(0, 2, 1)
+        return self._wrap(K.astype(self._X.dtype).reshape(*self._batch, self._n, self._n))
+
+    @property
+    def rank(self):
+        """Singular values of F that count, per block: int64."""
+        return self._report(self._published.rank)
+
+    @property
+    def threshold(self):
+        """What a singular value must exceed to count, per block: float64, in the units of F."""
+        return self._report(self._published.threshold)
+
+    @property
+    def condition(self):
+        """Largest over smallest singular value that counts, per block: float64; NaN at rank 0."""
+        with np.errstate(invalid="ignore"):
+            return self._report(self._published.largest / self._published.smallest)
+
+    @property
+    def edge(self):
+        """Whether a singular value lies so near the threshold that rank +- 1 is as right: bool per block."""
+        return self._report(self._published.edge)
+
+    @property
+    def route(self) -> np.ndarray:
+        """How each block was answered, in words: a NumPy array of "eigen", "svd", "zero" or "non-finite"."""
+        return np.array(ROUTES)[self._published.route].reshape(self._batch)
+
+    @functools.cached_property
+    def spectral_radius(self):
+        """Largest modulus of an eigenvalue of K (after clipping, if any), per block: float64; 0 at rank 0."""
+        values = self._backend.eigenvalues(self._factors)
+        return self._report(np.abs(values).max(axis=1, initial=0.0))
+
+    @property
+    def eigenvector_condition(self):
+        """Condition number of the eigenvectors that clipping went through, per block; 1 where nothing was."""
+        return self._report(self._eigenvector_condition)
+
+    @functools.cached_property
+    def residual(self):
+        """How K misses its own last step, on data it was fitted to: ||K x_(m-1) - x_m|| / ||x_m - x_(m-1)||.
+
+        float64 per block; about 0 for a tall block of full rank, which can explain anything; 1 is as
+        wrong as predicting no change. NaN for a block whose last step is zero and met exactly.
+        """
+        last = self._X[-1].reshape(-1, self._n)
+        before = self._X[-2].reshape(-1, self._n)
+        if self._n > len(self._X) - 1:
+            # x_(m-1) = F e, so U^T x_(m-1) = S V^T e; columns of the basis V S^-1 have norm 1/s
+            with np.errstate(divide="ignore", invalid="ignore"):
+                y = self._factors.basis[:, -1] / np.square(self._factors.basis).sum(axis=1)
+            coefficients = np.einsum("bqr,br->bq", self._factors.lift, np.nan_to_num(y))
+            coefficients[:, -1] -= 1.0  # x_m = Fp e: the miss itself is combined, not its two large terms
+            miss = self._backend.combine(self._X[1:], coefficients[:, None])[0]
+        else:
+            y = np.einsum("bnr,bn->br", self._factors.basis, before)
+            miss = np.einsum("bnr,br->bn", self._factors.lift, y) - last
+        return self._report(_relative(miss, last - before))
+
+    @functools.cached_property
+    def holdout(self):
+        """How an operator fitted without the last pair misses it: ||K' x_(m-1) - x_m|| / ||x_m - x_(m-1)||.
+
+        float64 per block: the trust signal, since that pair is new to it; 1 is as wrong as predicting no
+        change. NaN with a single pair, and for a block whose last step is zero and met exactly.
+        """
+        if len(self._X) < 3:
+            return self._report(np.full(len(self._factors.rank), np.nan))
+        X = self._X[:-1]
+        rule = rules.resolve(self._cutoff, self._n, len(X) - 1, X.dtype)
+        factors = self._backend.fit(X, rule)
+        if self._radius is not None:
+            factors, _ = self._backend.clip(factors, self._radius)
+        state = self._backend.lift(X, self._backend.evolve(factors, np.array([1])))[0]
+        last, before = (self._X[t].reshape(-1, self._n).astype(np.float64) for t in (-1, -2))
+        return self._report(_relative(state - last, last - before))
+
+    def summary(self) -> str:
+        """The per-block reports as a table, a line per block."""
+        names = ("rank", "threshold", "condition", "spectral_radius", "residual", "holdout")
+        columns = [np.asarray(getattr(self, name)).ravel() for name in names]
+        heads = ("threshold", "condition", "radius", "residual", "hold-out")
+        lines = ["block         route       rank  " + "  ".join(f"{head:>9}" for head in heads) + "  edge"]
+        for b, index in enumerate(np.ndindex(self._batch)):
+            rank, *values = (column[b] for column in columns)
+            numbers = "  ".join(f"{value:9.3g}" for value in values)
+            edge = "yes" if np.asarray(self.edge).ravel()[b] else ""
+            lines.append(f"{index!s:12}  {self.route.ravel()[b]:10}  {rank:4d}  {numbers}  {edge}".rstrip())
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        rank, B = self._published.rank, len(self._published.rank)
+        blocks = f"{B} block{'s' * (B != 1)} of {self._n} weights, {len(self._X) - 1} pairs"
+        span = f"{rank.min()}..{rank.max()}" if B else "-"
+        routes = ", ".join(np.unique(self.route)) if B else "-"
+        return (
+            f"KoopmanOperator({blocks}; rank {span} by {rules.describe(self._cutoff)}; "
+            f"route {routes}; {int(self._published.edge.sum())} on the edge)"
+        )
+
+
+def _relative(miss: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """||miss|| / ||moved|| per block, in float64."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.linalg.norm(miss.astype(np.float64), axis=1) / np.linalg.norm(moved.astype(np.float64), axis=1)
+
+
+class Walk:
+    """The states K x_last, K^2 x_last, ... one at a time: r^2 + n r multiply-adds each.
+
+    Holds its own copy of all it needs (r rows of n numbers a block), so that X may be overwritten.
+    """
+
+    def __init__(self, backend, X, factors, batch, wrap):
+        self._backend, self._factors, self._batch, self._wrap = backend, factors, batch, wrap
+        self._rows = backend.readout(X, factors)
+        self._bad = factors.route == NON_FINITE
+        self.steps = 0
+        self._y = factors.start
+
+    def step(self, count: int = 1):
+        """The state `count` >= 1 steps further on: (..., n), of X's kind and dtype."""
+        count = checks.integer("count", count, least=1)
+        self._y = self._backend.advance(self._factors, self._y, count if self.steps else count - 1)
+        self.steps += count
+        state = self._backend.combine(self._rows, self._y[:, None])[0]
+        state[self._bad] = np.nan
+        return self._wrap(state.reshape(*self._batch, state.shape[-1]))

@@ -1,0 +1,115 @@
+"""pinv and predict: one call each, nothing kept."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import arrays, checks
+from . import cutoff as rules
+from .backends import backend_for
+from .kernels.plan import NON_FINITE
+
+
+def time_major(data: np.ndarray, time_axis: int) -> np.ndarray:
+    """A view (m+1, ..., n) of snapshots whose time runs along `time_axis`."""
+    return np.moveaxis(data, checks.snapshots(data.shape, time_axis), 0)
+
+
+def refuse_non_finite(route: np.ndarray, batch: tuple[int, ...], name: str = "X") -> None:
+    """Raise for the first block whose route is "non-finite"."""
+    if bad := np.flatnonzero(route == NON_FINITE).tolist():
+        raise checks.non_finite(bad[0], batch, name)
+
+
+def predict(X, steps, *, cutoff="array_api", time_axis=-1, check_finite=True, out=None):
+    """K^steps x_last for every block, with K = Fp pinv(F), in one fused call.
+
+    F holds all snapshots but the last, Fp all but the first, x_last is the last. Tall blocks (n > m):
+    K acts on what F spans and drops the rest of x_last. Wide blocks (n <= m) of full rank: the
+    least-squares operator. Rank-deficient ones: the minimum-norm operator over the singular values that
+    count, so that a constant block stays and an all-zero one predicts zero. K itself is never formed.
+
+    Args:
+        X: snapshots (..., n, m+1), float32 or float64, columns oldest first: a NumPy array or a PyTorch
+            CPU tensor with any strides. Any leading batch, none or zero-sized too.
+        steps: T >= 0 iterations past the last snapshot; 0 returns the last snapshot.
+        cutoff: which singular values of F count, see `fastkoop.cutoff`.
+        time_axis: where time runs; 0 takes a recording buffer (m+1, ..., n) without a copy.
+        check_finite: False lets NaN and infinity pass through their own block, which becomes NaN.
+        out: array of the result's kind, shape and dtype to write into; nothing is written on an error.
+
+    Returns:
+        (..., n), of X's kind, dtype and device, 64-byte aligned.
+
+    Raises:
+        ValueError: shapes, steps or cutoff out of range, or a non-finite block (named).
+        TypeError: an unsupported kind or dtype, or a tensor that requires grad.
+
+    NumPy: ``np.linalg.matrix_power(Fp @ np.linalg.pinv(F, rcond), T) @ X[..., -1]``.
+    Source: Dogra & Redman (2020), NeurIPS 33, equation 6, by the method of snapshots (Sirovich 1987).
+
+    >>> import numpy as np
+    >>> t = np.arange(6)
+    >>> X = np.stack([0.5**t, 2.0 * 0.9**t])           # two decaying weights
+    >>> predict(X, 3) / X[:, -1]                       # 0.5^3 and 0.9^3
+    array([0.125, 0.729])
+    """
+    source = arrays.read(X)
+    snapshots = time_major(source.data, time_axis)
+    steps = checks.integer("steps", steps, least=0)
+    m, n = len(snapshots) - 1, snapshots.shape[-1]
+    batch = snapshots.shape[1:-1]
+    rule = rules.resolve(cutoff, n, m, snapshots.dtype)
+    target = arrays.check_out(out, (*batch, n), source)
+    result, route = backend_for(source).predict(snapshots, steps, rule)
+    if check_finite:
+        refuse_non_finite(route, batch)
+    result = result.reshape(*batch, n)
+    if target is None:
+        return source.wrap(result)
+    target.data[...] = result
+    return out
+
+
+def pinv(F, *, cutoff="array_api", check_finite=True, out=None):
+    """The Moore-Penrose pseudo-inverse of every matrix, truncated at the cutoff.
+
+    Tall (n > m) and of full rank: the left inverse (F^T F)^-1 F^T. Wide and of full rank: the right
+    inverse. Rank-deficient: the inverse on the singular values that count, zero on the others.
+
+    Args:
+        F: (..., n, m), float32 or float64: a NumPy array or a PyTorch CPU tensor with any strides.
+        cutoff: which singular values count, see `fastkoop.cutoff`.
+        check_finite: False lets NaN and infinity pass through their own matrix, which becomes NaN.
+        out: array of the result's kind, shape and dtype to write into; nothing is written on an error.
+
+    Returns:
+        (..., m, n), of F's kind, dtype and device, 64-byte aligned.
+
+    Raises:
+        ValueError, TypeError: as `predict`.
+
+    NumPy: ``np.linalg.pinv(F, rcond=max(n, m) * eps)``. Source: Penrose (1955).
+
+    >>> import numpy as np
+    >>> F = np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    >>> pinv(F) @ F
+    array([[1., 0.],
+           [0., 1.]])
+    """
+    source = arrays.read(F, "F")
+    if source.data.ndim < 2:
+        raise checks.InputError(f"F: expected at least 2 dimensions (..., n, m), got shape {source.data.shape}")
+    *batch, n, m = source.data.shape
+    if n < 1 or m < 1:
+        raise checks.InputError(f"F: expected matrices of at least 1 x 1, got shape {source.data.shape}")
+    rule = rules.resolve(cutoff, n, m, source.data.dtype)
+    target = arrays.check_out(out, (*batch, m, n), source)
+    result, route = backend_for(source).pinv(np.moveaxis(source.data, -1, 0), rule)
+    if check_finite:
+        refuse_non_finite(route, tuple(batch), "F")
+    result = result.reshape(*batch, m, n)
+    if target is None:
+        return source.wrap(result)
+    target.data[...] = result
+    return out

@@ -1,0 +1,477 @@
+"""KoopmanPhase: record a PyTorch model while it trains, then move its weights with Koopman operators."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import checks
+from .koopman import KoopmanOperator, Walk, fit
+from .partition import Group, Parameter, groups
+
+ALIGNMENT = 16  # bytes that rows of a recording are padded to
+FIRST_CAPACITY = 64  # snapshots; doubled whenever full unless the capacity is given
+
+
+class RecordingPlan(NamedTuple):
+    """Bytes that recording takes: per snapshot, and for `capacity` snapshots (None: it grows as needed)."""
+
+    bytes_per_snapshot: int
+    capacity: int | None
+    bytes: int | None
+
+
+@dataclass
+class LayerReport:
+    """What a jump did to one group of parameters.
+
+    kept counts blocks whose prediction was not finite and that therefore kept their value; rank is
+    (smallest, median, largest) over blocks; residual is the median, see `KoopmanOperator.residual`.
+    """
+
+    name: str
+    granularity: str
+    blocks: int
+    weights: int
+    rank: tuple[int, float, int]
+    residual: float
+    kept: int
+    seconds: float
+    operators: list[KoopmanOperator] = field(repr=False)
+
+    @property
+    def spectral_radius(self) -> float:
+        """Largest modulus of an eigenvalue over the blocks; computed when read."""
+        return max((float(op.spectral_radius.max()) for op in self.operators), default=0.0)
+
+
+@dataclass
+class JumpReport:
+    """What `KoopmanPhase.jump` did: per layer, and the guard's values if there was one."""
+
+    steps: int
+    seconds: float
+    layers: list[LayerReport]
+    before: float | None = None
+    after: float | None = None
+    rolled_back: bool = False
+
+    def __str__(self) -> str:
+        lines = [f"jump over {self.steps} steps in {self.seconds:.3g} s"]
+        if self.before is not None:
+            verdict = "worse: rolled back" if self.rolled_back else "kept"
+            lines.append(f"guard {self.before:.6g} -> {self.after:.6g}, {verdict}")
+        for layer in self.layers:
+            low, middle, high = layer.rank
+            lines.append(
+                f"{layer.name}: {layer.blocks} {layer.granularity} blocks, rank {low}/{middle:g}/{high}, "
+                f"spectral radius {layer.spectral_radius:.4g}, residual {layer.residual:.2g}, kept {layer.kept}"
+            )
+        return "\n".join(lines)
+
+
+class _Recording:
+    """One group's buffer (time, rows, padded n) and the model's parameters that go in and out of it."""
+
+    def __init__(self, group: Group, parameters: dict[str, nn.Parameter], storage_dtype: torch.dtype | None):
+        self.group = group
+        self.members = [(piece, parameters[piece.parameter.name]) for piece in group.pieces]
+        dtypes = {member.dtype for _, member in self.members}
+        self.dtype = storage_dtype or (torch.float64 if torch.float64 in dtypes else torch.float32)
+        lane = ALIGNMENT // self.dtype.itemsize
+        self.width = -(-group.n // lane) * lane
+        self.buffer: torch.Tensor | None = None
+        self._sum: torch.Tensor | None = None  # iterates of an unfinished window
+
+    @property
+    def bytes_per_snapshot(self) -> int:
+        return self.group.rows * self.width * self.dtype.itemsize
+
+    def allocate(self, capacity: int) -> None:
+        """A buffer for `capacity` snapshots that keeps what has been recorded."""
+        old = self.buffer
+        self.buffer = torch.zeros(capacity, self.group.rows, self.width, dtype=self.dtype)
+        if old is not None:
+            self.buffer[: len(old)] = old
+
+    def write(self, slot: int) -> None:
+        """Copy the parameters into a snapshot."""
+        self._copy_to(self.buffer[slot])
+
+    def accumulate(self, first: bool) -> None:
+        """Add the parameters to the sum of a window that `finish` turns into a snapshot."""
+        if self._sum is None:
+            self._sum = torch.zeros(2, self.group.rows, self.width, dtype=self.dtype)
+        self._copy_to(self._sum[0 if first else 1])
+        if not first:
+            self._sum[0] += self._sum[1]
+
+    def finish(self, slot: int, count: int) -> None:
+        """Write the mean of the window's `count` iterates into a snapshot."""
+        torch.div(self._sum[0], count, out=self.buffer[slot])
+
+    def _copy_to(self, row: torch.Tensor) -> None:
+        for piece, member in self.members:
+            value = _rows(member, piece.parameter, self.group.rows)
+            row[:, piece.start : piece.start + piece.width].copy_(value)
+
+    def apply(self, states: torch.Tensor) -> None:
+        """Set the parameters to (rows, n) states, in place."""
+        for piece, member in self.members:
+            target = member.detach().movedim(piece.parameter.unit_axis, 0) if member.ndim else member.detach()
+            target.copy_(states[:, piece.start : piece.start + piece.width].reshape(target.shape))
+
+    def current(self) -> torch.Tensor:
+        """The parameters as (rows, n)."""
+        return torch.cat([_rows(m, p.parameter, self.group.rows).to(self.dtype) for p, m in self.members], dim=1)
+
+
+def _rows(member: torch.Tensor, parameter: Parameter, rows: int) -> torch.Tensor:
+    """A parameter as (rows, width), its units first; a view where its strides allow."""
+    value = member.detach()
+    if value.ndim and rows == parameter.units:
+        value = value.movedim(parameter.unit_axis, 0)
+    return value.reshape(rows, -1)
+
+
+class KoopmanPhase:
+    """Records a model's parameters after optimizer steps, fits operators, and moves the parameters with them.
+
+    After each `every`-th optimizer step the parameters go into a time-major buffer per layer (one buffer
+    for the weight, quasi-node and node granularities). `fit` builds K = Fp pinv(F) per block, as published
+    (Dogra & Redman 2020); `step` moves the parameters one recorded interval at a time and `jump` straight
+    to the end. Both start at the newest snapshot. `steps` counts optimizer iterations.
+
+    Args:
+        model: any module on the CPU with float parameters; frozen ones are left alone, tied ones taken once.
+            float16 and bfloat16 parameters are recorded in float32.
+        partition: "weight", "quasi-node", "node", "layer", "network", or a mapping from name patterns to
+            these, see `fastkoop.partition`.
+        q: weights in a quasi-node.
+        cutoff, observables, stabilize: as `fastkoop.fit`.
+        every: record each `every`-th optimizer step; predictions then move in multiples of it.
+        window: record the mean of the last `window` iterates; alone it implies every=window.
+        capacity: snapshots to hold; when full the oldest give way. None grows as needed.
+        include, exclude: name patterns (fnmatch) of parameters to take or to leave.
+        storage_dtype: torch.float32 or torch.float64; None keeps the parameters' own.
+        storage_device: None or "cpu".
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected, what was found and the cure.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(3, 2)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> phase = KoopmanPhase(model, partition="node")
+    >>> handle = phase.attach(optimizer)
+    >>> for _ in range(5):
+    ...     optimizer.zero_grad()
+    ...     model(torch.ones(1, 3)).square().sum().backward()
+    ...     optimizer.step()
+    >>> phase.snapshots
+    5
+    >>> phase.jump(10).steps
+    10
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        partition="node",
+        q: int | None = None,
+        cutoff="array_api",
+        observables="identity",
+        stabilize=None,
+        every: int = 1,
+        window: int = 1,
+        capacity: int | None = None,
+        include: str | Iterable[str] | None = None,
+        exclude: str | Iterable[str] | None = None,
+        storage_dtype: torch.dtype | None = None,
+        storage_device=None,
+    ):
+        self.every, self.window = _interval(every, window)
+        self.capacity = None if capacity is None else checks.integer("capacity", capacity, least=2)
+        if storage_dtype not in (None, torch.float32, torch.float64):
+            raise checks.InputError(f"storage_dtype: expected torch.float32 or torch.float64, got {storage_dtype}")
+        if storage_device is not None and torch.device(storage_device).type != "cpu":
+            raise checks.InputError(f'storage_device: this version records on the CPU, got "{storage_device}"')
+        self._fit_options = {"cutoff": cutoff, "observables": observables, "stabilize": stabilize}
+        checks.radius(stabilize)
+        parameters = _select(model, include, exclude)
+        described = [Parameter(name, tuple(p.shape), _unit_axis(model, name)) for name, p in parameters.items()]
+        self._recordings = [
+            _Recording(group, parameters, storage_dtype) for group in groups(described, partition, q)
+        ]
+        self._parameters = list(parameters.values())
+        self._allocated = 0
+        self._handle = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every snapshot, operator and time; buffers are kept for the next recording."""
+        self.iterations = 0  # optimizer steps seen
+        self.record_seconds = 0.0
+        self.fit_seconds = 0.0
+        self._taken = 0  # snapshots ever taken
+        self._forget()
+
+    def _forget(self) -> None:
+        self._operators: list[list[KoopmanOperator]] | None = None
+        self._walks: list[list[Walk]] | None = None
+        self._departure: list[torch.Tensor] | None = None
+        self.position = 0  # iterations past the newest snapshot
+
+    @property
+    def groups(self) -> list[Group]:
+        """The recording groups, in the model's order."""
+        return [recording.group for recording in self._recordings]
+
+    @property
+    def snapshots(self) -> int:
+        """Snapshots that are held."""
+        return self._taken if self.capacity is None else min(self._taken, self.capacity)
+
+    def plan(self) -> RecordingPlan:
+        """Bytes that recording takes."""
+        each = sum(recording.bytes_per_snapshot for recording in self._recordings)
+        return RecordingPlan(each, self.capacity, None if self.capacity is None else each * self.capacity)
+
+    def attach(self, optimizer: torch.optim.Optimizer):
+        """Record after each `optimizer.step()`; returns the hook's handle, and `detach` removes it."""
+        if self._handle is not None:
+            raise checks.InputError("attach: this phase is attached already; call detach() first")
+        self._handle = optimizer.register_step_post_hook(lambda *_: self.record())
+        return self._handle
+
+    def detach(self) -> None:
+        """Stop recording after optimizer steps."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    @torch.no_grad()
+    def record(self) -> None:
+        """Take note of the parameters after an optimizer step; operators fitted before are dropped."""
+        began = time.perf_counter()
+        if self._operators is not None:
+            self._forget()
+        phase = self.iterations % self.every
+        self.iterations += 1
+        done = phase == self.every - 1
+        slot = self._slot() if done else None
+        for recording in self._recordings:
+            if self.window > 1 and phase >= self.every - self.window:
+                recording.accumulate(first=phase == self.every - self.window)
+            if done and self.window > 1:
+                recording.finish(slot, self.window)
+            elif done:
+                recording.write(slot)
+        self._taken += done
+        self.record_seconds += time.perf_counter() - began
+
+    def _slot(self) -> int:
+        """Where the next snapshot goes; makes room."""
+        capacity = self.capacity or max(FIRST_CAPACITY, self._allocated)
+        if self.capacity is None and self._taken >= capacity:
+            capacity *= 2
+        if capacity != self._allocated:
+            for recording in self._recordings:
+                recording.allocate(capacity)
+            self._allocated = capacity
+        return self._taken % capacity
+
+    def _put_in_order(self) -> None:
+        """Turn a full ring in place, oldest snapshot first."""
+        turned = self._taken % self._allocated if self._taken > self._allocated else 0
+        if turned:
+            for recording in self._recordings:
+                recording.buffer.copy_(recording.buffer.roll(-turned, 0))
+        self._taken = min(self._taken, self._allocated)
+
+    def fit(self) -> None:
+        """Fit an operator to every block's snapshots.
+
+        Raises:
+            ValueError: fewer than two snapshots, or a snapshot that is not finite.
+        """
+        if self.snapshots < 2:
+            raise checks.InputError(
+                f"fit: expected at least 2 snapshots, got {self.snapshots}; train with attach(optimizer), or call "
+                "record() after each optimizer step"
+            )
+        began = time.perf_counter()
+        self._forget()
+        self._put_in_order()
+        operators = []
+        for recording in self._recordings:
+            views = recording.group.blocks(recording.buffer[: self._taken])
+            try:
+                operators.append([fit(view, time_axis=0, **self._fit_options) for view in views])
+            except checks.InputError as error:
+                raise checks.InputError(f"layer {recording.group.name}: {error}") from None
+        self._operators = operators
+        self.fit_seconds = time.perf_counter() - began
+
+    def _ready(self) -> list[list[KoopmanOperator]]:
+        if self._operators is None:
+            self.fit()
+        return self._operators
+
+    def operators(self) -> dict[str, list[KoopmanOperator]]:
+        """The fitted operators by layer: one, or two where quasi-nodes leave a remainder."""
+        return {r.group.name: ops for r, ops in zip(self._recordings, self._ready(), strict=True)}
+
+    def step(self) -> None:
+        """Move the parameters `every` optimizer iterations on, in place; fits first if that has not been done."""
+        operators = self._ready()
+        if self._walks is None or self.position != self._walked:
+            self._walks = [[op.walk() for op in layer] for layer in operators]
+            self._walked = 0
+        ahead = (self.position - self._walked) // self.every + 1
+        self._leave()
+        for recording, layer in zip(self._recordings, self._walks, strict=True):
+            self._move(recording, [walk.step(ahead) for walk in layer])
+        self.position += self.every
+        self._walked = self.position
+
+    def jump(self, steps: int, guard: Callable[[], float] | None = None) -> JumpReport:
+        """Move the parameters `steps` optimizer iterations on at once, in place.
+
+        Args:
+            steps: >= 0, a multiple of `every`.
+            guard: returns a number, smaller is better; called before and after. If it got worse, or is not
+                finite, the parameters are put back exactly as they were.
+
+        Returns:
+            JumpReport. Blocks with a prediction that is not finite keep their value and are counted.
+        """
+        steps = checks.integer("steps", steps, least=0)
+        if steps % self.every:
+            below = steps // self.every * self.every
+            raise checks.InputError(
+                f"steps: expected a multiple of every={self.every}, got {steps}; the nearest are {below} "
+                f"and {below + self.every}"
+            )
+        operators = self._ready()
+        before = float(guard()) if guard else None
+        began = time.perf_counter()
+        came_from, saved = self.position, self._save()
+        self._leave()
+        count = (self.position + steps) // self.every
+        layers = [self._jump_layer(r, ops, count) for r, ops in zip(self._recordings, operators, strict=True)]
+        self.position += steps
+        report = JumpReport(steps, time.perf_counter() - began, layers, before)
+        if guard:
+            report.after = float(guard())
+            report.rolled_back = not report.after <= before
+            if report.rolled_back:
+                self._restore(saved)
+                self.position = came_from
+        return report
+
+    def _jump_layer(self, recording: _Recording, operators: list[KoopmanOperator], count: int) -> LayerReport:
+        began = time.perf_counter()
+        kept = self._move(recording, [op.predict(count) for op in operators])
+        ranks = torch.cat([op.rank.flatten() for op in operators])
+        residuals = torch.cat([op.residual.flatten() for op in operators])
+        return LayerReport(
+            recording.group.name,
+            recording.group.granularity,
+            len(ranks),
+            recording.group.rows * recording.group.n,
+            (int(ranks.min()), float(ranks.double().quantile(0.5)), int(ranks.max())),
+            float(residuals.nanmedian()),
+            kept,
+            time.perf_counter() - began,
+            operators,
+        )
+
+    @torch.no_grad()
+    def _move(self, recording: _Recording, states: list[torch.Tensor]) -> int:
+        """Set a group's parameters to the states of its blocks; how many blocks were kept as not finite."""
+        kept, pieces = 0, []
+        at = 0
+        for state in states:
+            rows = state.reshape(recording.group.rows, -1)
+            bad = ~torch.isfinite(state).all(dim=-1, keepdim=True)
+            if bad.any():
+                kept += int(bad.sum())
+                current = recording.current()[:, at : at + rows.shape[1]]
+                rows = torch.where(bad.expand(state.shape).reshape(rows.shape), current, rows)
+            pieces.append(rows)
+            at += rows.shape[1]
+        recording.apply(pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1))
+        return kept
+
+    def _save(self) -> list[torch.Tensor]:
+        return [parameter.detach().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def _restore(self, saved: list[torch.Tensor]) -> None:
+        for parameter, value in zip(self._parameters, saved, strict=True):
+            parameter.copy_(value)
+
+    def _leave(self) -> None:
+        """Remember the parameters as they were before the first move."""
+        if self._departure is None:
+            self._departure = self._save()
+
+    def rollback(self) -> None:
+        """Put the parameters back, bit for bit, as they were before the first `step` or `jump` since the fit."""
+        if self._departure is None:
+            raise checks.InputError("rollback: there was no step or jump since the last fit")
+        self._restore(self._departure)
+        self._departure, self.position = None, 0
+
+
+def _interval(every: int, window: int) -> tuple[int, int]:
+    """Iterations between snapshots and iterates in each snapshot's mean."""
+    every = checks.integer("every", every, least=1)
+    window = checks.integer("window", window, least=1)
+    if every == 1:
+        every = window
+    if window > every:
+        raise checks.InputError(f"window: expected at most every={every} iterates, got {window}")
+    return every, window
+
+
+def _patterns(name: str, patterns: str | Iterable[str] | None, names: list[str]) -> list[str]:
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns or ())
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(candidate, pattern) for candidate in names):
+            raise checks.InputError(f"{name}: the pattern {pattern!r} matches no parameter")
+    return patterns
+
+
+def _select(model: nn.Module, include, exclude) -> dict[str, nn.Parameter]:
+    """Trainable parameters by name, as include and exclude tell; each must be one FastKoop can record."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    wanted = _patterns("include", include, list(parameters))
+    unwanted = _patterns("exclude", exclude, list(parameters))
+
+    def chosen(name: str) -> bool:
+        inside = not wanted or any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
+        return inside and not any(fnmatch.fnmatchcase(name, pattern) for pattern in unwanted)
+
+    parameters = {name: p for name, p in parameters.items() if chosen(name)}
+    for name, parameter in parameters.items():
+        if parameter.device.type != "cpu":
+            raise TypeError(f"model: this version records on the CPU, but {name} is on {parameter.device}")
+        if parameter.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            raise TypeError(f"model: expected float parameters, but {name} is {parameter.dtype}; see exclude=")
+    return parameters
+
+
+def _unit_axis(model: nn.Module, name: str) -> int:
+    """The axis over the units that a parameter feeds: 0, but 1 in the weight of a transposed convolution."""
+    module = model.get_submodule(name.rpartition(".")[0])
+    transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+    return int(transposed and module.groups == 1 and name.endswith("weight"))

@@ -1,0 +1,32 @@
+"""The hardware-focused core: arrays in, arrays out; knows no framework but NumPy, Numba and CuPy.
+
+Letters, everywhere: ``B`` blocks, ``n`` weights in a block, ``m`` snapshot pairs, ``X`` snapshots, ``F`` all
+but the last, ``Fp`` all but the first, ``K = Fp pinv(F)``. Arrays here are time-major, (m+1, ..., n), with any
+strides; a cutoff is a pair (kind, value). Four steps make a prediction, each public, so that a Gram
+matrix accumulated elsewhere (over shards, over time) can be solved and lifted here:
+
+>>> import numpy as np
+>>> from fastkoop import kernels
+>>> X = np.random.default_rng(0).normal(size=(4, 2, 50)).cumsum(axis=0)   # 3 pairs, 2 blocks, 50 weights
+>>> S = kernels.gram(X[..., :20]) + kernels.gram(X[..., 20:])               # two shards of the weights
+>>> factors = kernels.solve(S, n=50, m=3, cutoff=("relative", 1e-12), dtype=X.dtype)
+>>> states = kernels.lift(X, kernels.evolve(factors, np.array([1, 10])))    # (steps, blocks, weights)
+>>> states.shape, factors.rank.tolist()
+((2, 2, 50), [3, 3])
+
+`fit`, `predict` and `pinv` are the fused forms behind `fastkoop.fit`, `predict` and `pinv`; they read
+the data itself and therefore take the SVD where a Gram matrix cannot resolve the cutoff. Results are
+allocated here, 64-byte aligned. Nothing is checked here beyond what memory safety needs: the public door,
+`fastkoop`, does that once.
+"""
+
+from .cpu import Factors, advance, combine, evolve, fit, gram, lift, pinv, predict, readout, solve
+from .layout import aligned_empty
+from .plan import ROUTES, Plan, plan
+from .pool import get_num_threads, set_num_threads
+from .spectrum import clip, eigenvalues, modes
+
+__all__ = [
+    "ROUTES", "Factors", "Plan", "advance", "aligned_empty", "clip", "combine", "eigenvalues", "evolve", "fit",
+    "get_num_threads", "gram", "lift", "modes", "pinv", "plan", "predict", "readout", "set_num_threads", "solve",
+]  # fmt: skip

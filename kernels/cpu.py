@@ -1,0 +1,323 @@
+"""The contract's functions on a CPU: Numba kernels for small blocks, BLAS and LAPACK for large ones."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import blocks as kernels
+from . import library
+from .cutoffs import KINDS
+from .layout import Blocks, aligned_empty, blocks_of
+from .plan import NON_FINITE, SVD, UNRESOLVED, ZERO, Plan, plan, resolution
+from .pool import over_blocks
+
+DIGITS = {np.dtype(np.float32): 24, np.dtype(np.float64): 53}
+
+# This many states from this many rows a block are a matrix product for BLAS.
+LIBRARY_STATES, LIBRARY_ROWS = 8, 64
+
+
+class Factors(NamedTuple):
+    """K of B blocks in r = max(rank) coordinates y = U^T w, with q = m (tall) or n (wide).
+
+    K = (Fp lift)(F basis)^T of a tall block and lift basis^T of a wide one; `operator` is U^T K U.
+    Columns past a block's own rank are zero.
+    """
+
+    basis: np.ndarray  # (B, q, r) float64: U = F basis (tall) or basis (wide), orthonormal columns
+    lift: np.ndarray  # (B, q, r) float64: y -> coefficients of Fp (tall) or weights (wide)
+    operator: np.ndarray  # (B, r, r) float64
+    start: np.ndarray  # (B, r) float64: U^T x_last
+    rank: np.ndarray  # (B,) int64
+    threshold: np.ndarray  # (B,) float64, in the units of the singular values of F
+    largest: np.ndarray  # (B,) float64 singular value; 0 where rank is 0
+    smallest: np.ndarray  # (B,) float64 singular value that counts; 0 where rank is 0
+    edge: np.ndarray  # (B,) bool: a singular value lies so near the threshold that rank +- 1 is as right
+    route: np.ndarray  # (B,) int8 index into plan.ROUTES
+
+
+def _rule(cutoff, dtype) -> tuple[int, float, int]:
+    """The cutoff as numbers: kind, value, significand bits of the data."""
+    kind, value = cutoff
+    return KINDS[kind], float(value), DIGITS[np.dtype(dtype)]
+
+
+def _shape(X: np.ndarray, steps: int = 1) -> tuple[Blocks, int, int, Plan]:
+    source = blocks_of(X)
+    n, m = source.n, source.columns - 1
+    return source, n, m, plan(len(source.offsets), n, m, source.dtype, steps)
+
+
+def gram(X: np.ndarray) -> np.ndarray:
+    """Gram matrices of the snapshots X (m+1, ..., n): all that `solve` needs to know of them.
+
+    Tall blocks (n > m): X^T X, (B, m+1, m+1), a sum over weights; shards of a block's weights add up.
+    Wide blocks (n <= m): [F F^T; Fp F^T; x_last^T], (B, 2n+1, n); all but the last row are sums over time.
+
+    Args:
+        X: float32 or float64, any strides; the batch in the middle is flattened to B.
+
+    Returns:
+        float64, accumulated in float64. Not finite where the data is not.
+
+    NumPy: ``np.einsum("sbi,tbi->bst", X, X)`` for tall blocks.
+    """
+    source, n, m, how = _shape(X)
+    wide = how.side == "weights"
+    out = np.empty((len(source.offsets), 2 * n + 1, n) if wide else (len(source.offsets), m + 1, m + 1))
+    if how.engine == "kernel":
+        over_blocks(kernels.gram_range, len(out), *source[:5], source.columns, wide, out)
+    else:
+        make = library.gram_weights if wide else library.gram_snapshots
+        for b in range(len(out)):
+            out[b] = make(source.block(b))
+    return out
+
+
+def solve(gram: np.ndarray, n: int, m: int, cutoff: tuple[str, float], dtype) -> Factors:
+    """Reduced operators from the Gram matrices of blocks of n weights and m snapshot pairs.
+
+    U^T K U with U the left singular vectors of F that count (the projected operator of dynamic mode
+    decomposition: Schmid 2010; Tu et al. 2014, equation 8), by the eigenpairs of F^T F or F F^T.
+
+    Args:
+        gram: (B, m+1, m+1) if n > m, else (B, 2n+1, n), float64; see `gram`.
+        n, m: the whole block's true sizes, also where the Gram matrix was summed over shards.
+        cutoff: pair (kind, value), see cutoffs.py.
+        dtype: of the data, which decides how much of it a Gram matrix resolves.
+
+    Returns:
+        Factors. Where float64 products cannot resolve the cutoff, route is "unresolved" and edge is set:
+        the rank is then what the Gram matrix says, and only the data itself can tell better.
+    """
+    factors = _solve(gram, n, m, cutoff, dtype)
+    unresolved = factors.route == SVD
+    factors.route[unresolved], factors.edge[unresolved] = UNRESOLVED, True
+    return factors
+
+
+def _solve(gram: np.ndarray, n: int, m: int, cutoff, dtype) -> Factors:
+    """`solve`, with route SVD where the Gram matrix does not suffice."""
+    order, wide = min(n, m), n <= m
+    kind, value, digits = _rule(cutoff, dtype)
+    bounds = resolution(n, m, dtype)
+    B = len(gram)
+    if plan(B, n, m, dtype).engine == "library":
+        return _assemble([library.reduce_gram(S, order, wide, cutoff, digits, bounds) for S in gram], order)
+    basis, operator = np.zeros((B, order, order)), np.zeros((B, order, order))
+    lift = np.zeros((B, order, order)) if wide else basis
+    start, reports = np.zeros((B, order)), np.zeros((B, 3))
+    rank, edge, route = np.zeros(B, np.int64), np.zeros(B, np.bool_), np.zeros(B, np.int8)
+    over_blocks(
+        kernels.solve_range, B, np.ascontiguousarray(gram), order, wide, kind, value, digits, tuple(bounds),
+        basis, lift, operator, start, rank, reports, edge, route,
+    )  # fmt: skip
+    return _trim(Factors(basis, lift, operator, start, rank, *reports.T.copy(), edge, route))
+
+
+def _trim(factors: Factors) -> Factors:
+    """Coordinates past the largest rank of the batch, dropped."""
+    r = int(factors.rank.max(initial=0))
+    if r == factors.operator.shape[1]:
+        return factors
+    basis = np.ascontiguousarray(factors.basis[:, :, :r])
+    lift = basis if factors.lift is factors.basis else np.ascontiguousarray(factors.lift[:, :, :r])
+    operator = np.ascontiguousarray(factors.operator[:, :r, :r])
+    return factors._replace(
+        basis=basis, lift=lift, operator=operator, start=np.ascontiguousarray(factors.start[:, :r])
+    )
+
+
+def _assemble(parts: list[library.Reduced], order: int) -> Factors:
+    """One Factors from blocks that were reduced one at a time."""
+    B, r = len(parts), max((part.rank for part in parts), default=0)
+    shared = all(part.lift is part.basis for part in parts)
+    basis, operator, start = np.zeros((B, order, r)), np.zeros((B, r, r)), np.zeros((B, r))
+    lift = basis if shared else np.zeros((B, order, r))
+    for b, part in enumerate(parts):
+        k = part.rank
+        basis[b, :, :k], lift[b, :, :k] = part.basis, part.lift
+        operator[b, :k, :k], start[b, :k] = part.operator, part.start
+    columns = list(zip(*[part[4:] for part in parts], strict=True)) or [()] * 6
+    dtypes = (np.int64, np.float64, np.float64, np.float64, np.bool_, np.int8)
+    reports = (np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True))
+    return Factors(basis, lift, operator, start, *reports)
+
+
+def _replace(factors: Factors, parts: dict[int, library.Reduced], order: int) -> Factors:
+    """Factors with some blocks' parts put in their place."""
+    if not parts:
+        return factors
+    r = max(factors.operator.shape[1], *(part.rank for part in parts.values()))
+    grow = r - factors.operator.shape[1]
+    basis = np.pad(factors.basis, ((0, 0), (0, 0), (0, grow)))
+    shared = factors.lift is factors.basis
+    lift = basis if shared else np.pad(factors.lift, ((0, 0), (0, 0), (0, grow)))
+    operator = np.pad(factors.operator, ((0, 0), (0, grow), (0, grow)))
+    start = np.pad(factors.start, ((0, 0), (0, grow)))
+    for b, part in parts.items():
+        k = part.rank
+        for array in (basis, lift, operator, start):
+            array[b] = 0.0
+        basis[b, :, :k], lift[b, :, :k] = part.basis, part.lift
+        operator[b, :k, :k], start[b, :k] = part.operator, part.start
+        for report, value in zip(factors[4:], part[4:], strict=True):
+            report[b] = value
+    return _trim(factors._replace(basis=basis, lift=lift, operator=operator, start=start))
+
+
+def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False) -> Factors:
+    """Reduced operators of the snapshots X (m+1, ..., n), each on the route that resolves the cutoff.
+
+    The Gram route where float64 products suffice, the SVD of the block itself where they do not;
+    refine=True takes the SVD everywhere. route "non-finite" marks blocks with NaN or infinity.
+    """
+    source, n, m, how = _shape(X)
+    digits, bounds, wide = DIGITS[source.dtype], resolution(n, m, source.dtype), n <= m
+    if refine:
+        return _assemble(
+            [library.reduce_svd(source.block(b), cutoff, digits, bounds) for b in range(len(source.offsets))],
+            how.order,
+        )
+    if how.engine == "kernel":
+        factors = _solve(gram(X), n, m, cutoff, source.dtype)
+    else:  # one Gram matrix at a time: thousands of rows each
+        make = library.gram_weights if wide else library.gram_snapshots
+        parts = []
+        for b in range(len(source.offsets)):
+            parts.append(library.reduce_gram(make(source.block(b)), how.order, wide, cutoff, digits, bounds))
+        factors = _assemble(parts, how.order)
+    suspects = np.flatnonzero(factors.route == SVD)
+    if source.dtype == np.float64:  # squares of float64 data may overflow, or vanish
+        suspects = np.flatnonzero(np.isin(factors.route, (SVD, ZERO, NON_FINITE)))
+    exact = {int(b): library.reduce_svd(source.block(b), cutoff, digits, bounds) for b in suspects}
+    factors = _replace(factors, exact, how.order)
+    if len(finite := np.flatnonzero(factors.route != NON_FINITE)) and wide:
+        # a tall block's Gram matrix has seen x_last; a wide one's has not
+        bad = finite[~np.isfinite(X[-1].reshape(-1, n)[finite]).all(axis=1)]
+        factors.route[bad] = NON_FINITE
+    return factors
+
+
+def evolve(factors: Factors, steps: np.ndarray) -> np.ndarray:
+    """Coefficients of K^steps x_last: (B, len(steps), q), float64, for ascending counts steps >= 1.
+
+    lift operator^(steps - 1) start, one small product a step, or repeated squaring over long gaps.
+    """
+    out = np.empty((len(factors.rank), len(steps), factors.lift.shape[1]))
+    over_blocks(
+        kernels.evolve_range, len(out), factors.lift, factors.operator, factors.start, factors.rank,
+        np.ascontiguousarray(steps, np.int64), out,
+    )  # fmt: skip
+    return out
+
+
+def advance(factors: Factors, start: np.ndarray, steps: int) -> np.ndarray:
+    """Coordinates `steps` further on: operator^steps start, (B, r), a new array."""
+    y = np.array(start, np.float64, order="C")
+    over_blocks(kernels.advance_range, len(y), factors.operator, factors.rank, steps, y)
+    return y
+
+
+def combine(rows: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    """Sums over rows (q, ..., n) with coefficients (B, k, q): (k, B, n) in rows' dtype, 64-byte aligned.
+
+    Products and sums are float64. NumPy: ``np.einsum("bkq,qbn->kbn", coefficients, rows)``.
+    """
+    source = blocks_of(rows)
+    B, states, q = coefficients.shape
+    out = aligned_empty((states, B, source.n), source.dtype)
+    with np.errstate(over="ignore"):  # a diverged state may not fit float32
+        if states >= LIBRARY_STATES and q >= LIBRARY_ROWS:
+            for b in range(B):
+                library.combine(source.block(b), coefficients[b], out[:, b])
+        else:
+            over_blocks(kernels.combine_range, B, *source[:5], q, np.ascontiguousarray(coefficients), out)
+    return out
+
+
+def lift(X: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    """States from coefficients (B, k, q): (k, B, n) in X's dtype, 64-byte aligned.
+
+    Tall blocks: Fp times the coefficients, see `combine`. Wide blocks: the coefficients are the states.
+    """
+    n, m = X.shape[-1], len(X) - 1
+    if n > m:
+        return combine(X[1:], coefficients)
+    out = aligned_empty((coefficients.shape[1], coefficients.shape[0], n), X.dtype)
+    with np.errstate(over="ignore"):
+        out[:] = coefficients.transpose(1, 0, 2)
+    return out
+
+
+def readout(X: np.ndarray, factors: Factors) -> np.ndarray:
+    """Rows (r, B, n) in X's dtype with K^t x_last = combine(rows, y) for y = operator^(t - 1) start.
+
+    Made once, they spare a walk through many states the pass over all snapshots at each of them.
+    """
+    return lift(X, np.ascontiguousarray(factors.lift.transpose(0, 2, 1)))
+
+
+def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """K^steps x_last of every block, and the route each block took.
+
+    Args:
+        X: (m+1, ..., n) float32 or float64, any strides.
+        steps: >= 0; 0 is the last snapshot itself.
+        cutoff: pair (kind, value), see cutoffs.py.
+
+    Returns:
+        (B, n) in X's dtype, 64-byte aligned, and (B,) int8 indices into plan.ROUTES. A block with NaN or
+        infinity is NaN, route "non-finite"; its neighbours are untouched.
+    """
+    source, n, m, how = _shape(X, steps)
+    B = len(source.offsets)
+    out, route = aligned_empty((B, n), source.dtype), np.zeros(B, np.int8)
+    if steps == 0:
+        finite = np.ones(B, np.bool_)
+        over_blocks(kernels.finite_range, B, *source[:5], source.columns, finite)
+        out[:] = X[-1].reshape(B, n)
+        out[~finite] = np.nan
+        return out, np.where(finite, route, NON_FINITE).astype(np.int8)
+    if how.engine == "library":
+        factors = fit(X, cutoff)
+        out[:] = lift(X, evolve(factors, np.array([steps])))[0]
+        out[factors.route == NON_FINITE] = np.nan
+        return out, factors.route
+    kind, value, digits = _rule(cutoff, source.dtype)
+    bounds = resolution(n, m, source.dtype)
+    kernel = kernels.predict_wide if how.side == "weights" else kernels.predict_tall
+    over_blocks(kernel, B, *source[:5], m, steps, kind, value, digits, tuple(bounds), out, route)
+    for b in np.flatnonzero(route == SVD):
+        one = _assemble([library.reduce_svd(source.block(b), cutoff, digits, bounds)], how.order)
+        out[b] = lift(source.block(b)[:, None], evolve(one, np.array([steps])))[0, 0]
+    return out, route
+
+
+def pinv(F: np.ndarray, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The pseudo-inverse of every block, and the route each block took.
+
+    Args:
+        F: (m, ..., n): columns of the blocks, any strides, float32 or float64.
+        cutoff: pair (kind, value), see cutoffs.py.
+
+    Returns:
+        (B, m, n) in F's dtype, 64-byte aligned, and (B,) int8 indices into plan.ROUTES.
+    """
+    source = blocks_of(F)
+    B, n, m = len(source.offsets), source.n, source.columns
+    kind, value, digits = _rule(cutoff, source.dtype)
+    bounds, wide = resolution(n, m, source.dtype), n <= m
+    out, route = aligned_empty((B, m, n), source.dtype), np.zeros(B, np.int8)
+    if plan(B, n, m, source.dtype).engine == "kernel":
+        over_blocks(
+            kernels.pinv_range, B, *source[:5], m, wide, kind, value, digits, tuple(bounds), out, route
+        )
+    else:
+        for b in range(B):
+            route[b] = library.pinv_gram(source.block(b), wide, cutoff, digits, bounds, out[b])
+    for b in np.flatnonzero(route == SVD):
+        route[b] = library.pinv_svd(source.block(b), cutoff, digits, bounds, out[b])
+    return out, route

@@ -1,0 +1,184 @@
+"""Blocks for BLAS and LAPACK: those too large for the Numba kernels, and those a Gram matrix cannot resolve.
+
+One block at a time, a (columns, n) view in; the algebra is that of blocks.py, so that both give `Reduced`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+
+from .cutoffs import KINDS, RELATIVE, SPACING, resolved, select
+from .plan import EIGEN, NON_FINITE, SVD, ZERO, Resolution
+
+TILE_ENTRIES = 1 << 21  # float64 numbers converted at a time: 16 MiB beside the data, whatever its size
+
+
+class Reduced(NamedTuple):
+    """One block's operator in r <= min(n, m) coordinates; see `Factors` in cpu.py for the letters."""
+
+    basis: np.ndarray
+    lift: np.ndarray
+    operator: np.ndarray
+    start: np.ndarray
+    rank: int
+    threshold: float
+    largest: float
+    smallest: float
+    edge: bool
+    status: int
+
+
+def empty(order: int, status: int) -> Reduced:
+    """The operator of a block with nothing to say: rank 0."""
+    none = np.zeros((order, 0))
+    return Reduced(none, none, np.zeros((0, 0)), np.zeros(0), 0, 0.0, 0.0, 0.0, False, status)
+
+
+def tiles(length: int, other: int):
+    """Slices that cover 0 .. length, each with at most TILE_ENTRIES / other lines."""
+    step = max(1, TILE_ENTRIES // max(other, 1))
+    return (slice(i, min(i + step, length)) for i in range(0, length, step))
+
+
+def gram_snapshots(block: np.ndarray) -> np.ndarray:
+    """X^T X of a (columns, n) block, accumulated in float64 over tiles of weights."""
+    columns, n = block.shape
+    S = np.zeros((columns, columns))
+    for part in tiles(n, columns):
+        tile = np.ascontiguousarray(block[:, part], np.float64)
+        S += tile @ tile.T  # NumPy hands a product with its own transpose to syrk
+    return S
+
+
+def gram_weights(block: np.ndarray) -> np.ndarray:
+    """[F F^T; Fp F^T; x_last^T] of a (columns, n) block, accumulated in float64 over tiles of snapshots."""
+    columns, n = block.shape
+    S = np.zeros((2 * n + 1, n))
+    for part in tiles(columns - 1, n):
+        tile = np.ascontiguousarray(block[part.start : part.stop + 1], np.float64)
+        F, Fp = tile[:-1], tile[1:]
+        S[:n] += F.T @ F
+        S[n:-1] += Fp.T @ F
+    S[-1] = block[-1]
+    return S
+
+
+def scale_of(block: np.ndarray) -> tuple[int, float]:
+    """Status and power of two that brings the block's largest entry near 1: EIGEN, ZERO or NON_FINITE."""
+    largest = float(np.abs(block).max(initial=0.0))
+    if not math.isfinite(largest):
+        return NON_FINITE, 1.0
+    return (EIGEN, math.ldexp(1.0, math.frexp(largest)[1])) if largest else (ZERO, 1.0)
+
+
+def truncated_eigh(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
+    """Status, and the eigenpairs of G that count: squares, V, their number, the threshold, the edge flag."""
+    squares, V = np.linalg.eigh(G)
+    squares, V = squares[::-1].copy(), V[:, ::-1]
+    order, kind = len(squares), KINDS[cutoff[0]]
+    rank, threshold, edge = select(
+        squares, order, kind, float(cutoff[1]), digits, 1.0, bounds.gram * squares[0], 0.0, 0.0
+    )
+    clear = resolved(squares, order, kind, rank, threshold, bounds.least * squares[0])
+    return EIGEN if clear else SVD, squares[:rank], V[:, :rank], rank, threshold, bool(edge)
+
+
+def triage(G: np.ndarray) -> int:
+    """EIGEN if a Gram matrix of this size is usable; ZERO, NON_FINITE, or SVD, which scales first."""
+    size = float(np.trace(G))
+    if 1e-140 < size < 1e140:
+        return EIGEN
+    return ZERO if size == 0.0 else SVD if math.isfinite(size) else NON_FINITE
+
+
+def reduce_gram(S: np.ndarray, order: int, wide: bool, cutoff, digits: int, bounds: Resolution) -> Reduced:
+    """The operator from a block's Gram matrix; status SVD where the matrix cannot resolve the cutoff."""
+    G = S[:order, :order]
+    status = triage(G)
+    if status != EIGEN:
+        return empty(order, status)
+    status, squares, V, rank, threshold, edge = truncated_eigh(G, cutoff, digits, bounds)
+    if rank and squares[-1] <= 0.0:  # nothing a Gram matrix could say
+        return empty(order, SVD)
+    values = np.sqrt(squares)
+    if wide:
+        basis = V
+        lift = S[order : 2 * order] @ (V / squares)
+        operator, start = V.T @ lift, V.T @ S[2 * order]
+    else:
+        basis = lift = V / values
+        operator, start = basis.T @ S[:order, 1:] @ basis, basis.T @ S[:order, order]
+    ends = (float(values[0]), float(values[-1])) if rank else (0.0, 0.0)
+    return Reduced(basis, lift, operator, start, rank, threshold, *ends, edge, status)
+
+
+def truncated_svd(F: np.ndarray, cutoff, digits: int, bounds: Resolution, scale: float):
+    """U, s, V^T of F (n, m) that count, with their number, the threshold and the edge flag."""
+    U, s, Vt = scipy.linalg.svd(F, full_matrices=False, check_finite=False, lapack_driver="gesdd")
+    kind = KINDS[cutoff[0]]
+    # only the plain thresholds reach below float64's own resolution, when they are told to
+    floor = 0.0 if kind in (RELATIVE, SPACING) else max(F.shape) * 2.0**-52 * s[0]
+    rank, threshold, edge = select(
+        s * s, len(s), kind, float(cutoff[1]), digits, scale, 0.0, bounds.svd * s[0], floor
+    )
+    return U[:, :rank], s[:rank], Vt[:rank], rank, threshold, bool(edge)
+
+
+def reduce_svd(block: np.ndarray, cutoff, digits: int, bounds: Resolution) -> Reduced:
+    """The operator from the SVD of a (columns, n) block's own F, scaled so that nothing overflows."""
+    n, m = block.shape[1], block.shape[0] - 1
+    status, scale = scale_of(block)
+    if status != EIGEN:
+        return empty(min(n, m), status)
+    X = block.astype(np.float64).T / scale
+    if not X[:, :-1].any():  # only x_last is not zero: F^+ = 0
+        return empty(min(n, m), ZERO)
+    U, s, Vt, rank, threshold, edge = truncated_svd(X[:, :-1], cutoff, digits, bounds, scale)
+    coordinates = Vt.T / s
+    W = X[:, 1:] @ coordinates
+    basis, lift = (U, W) if n <= m else (coordinates / scale, coordinates / scale)
+    ends = (float(s[0]) * scale, float(s[-1]) * scale) if rank else (0.0, 0.0)
+    return Reduced(
+        basis, lift, U.T @ W, U.T @ X[:, -1] * scale, rank, threshold * scale, *ends, edge, SVD
+    )
+
+
+def combine(block: np.ndarray, coefficients: np.ndarray, out: np.ndarray) -> None:
+    """out (k, n) = coefficients (k, rows) times the (rows, n) block, float64 sums over tiles of weights."""
+    for part in tiles(block.shape[1], block.shape[0]):
+        out[:, part] = coefficients @ block[:, part].astype(np.float64)
+
+
+def pinv_gram(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resolution, out: np.ndarray) -> int:
+    """out (m, n) = F^+ of an (m, n) block of columns, by its Gram matrix; SVD if that cannot resolve it."""
+    lines = block if wide else block.T  # F^+ = (lines G^+) or its transpose, G = lines^T lines
+    order = lines.shape[1]
+    G = np.zeros((order, order))
+    for part in tiles(len(lines), order):
+        tile = np.ascontiguousarray(lines[part], np.float64)
+        G += tile.T @ tile
+    status = triage(G)
+    if status != EIGEN:
+        return SVD  # which settles zero and non-finite blocks too
+    status, squares, V, *_ = truncated_eigh(G, cutoff, digits, bounds)
+    if status == EIGEN:
+        result = out if wide else out.T
+        for part in tiles(len(lines), order):
+            result[part] = (lines[part].astype(np.float64) @ V / squares) @ V.T
+    return status
+
+
+def pinv_svd(block: np.ndarray, cutoff, digits: int, bounds: Resolution, out: np.ndarray) -> int:
+    """out (m, n) = F^+ of an (m, n) block of columns, by the SVD of F; the status."""
+    status, scale = scale_of(block)
+    if status != EIGEN:
+        out[:] = np.nan if status == NON_FINITE else 0.0
+        return status
+    U, s, Vt, *_ = truncated_svd(block.astype(np.float64).T / scale, cutoff, digits, bounds, scale)
+    with np.errstate(over="ignore"):  # the inverse of a denormal block may not be representable
+        out[:] = (Vt.T / s) @ U.T / scale
+    return SVD

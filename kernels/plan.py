@@ -1,0 +1,78 @@
+"""Pure arithmetic: which side and which engine a problem takes, and what it costs. Runs anywhere."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+# The largest min(n, m) that the Numba eigensolver takes; LAPACK is faster beyond (measured crossover).
+KERNEL_ORDER = 96
+
+# How a block was answered; `KoopmanOperator.route` holds these words, the kernels their indices.
+ROUTES = ("zero", "constant", "cholesky", "eigen", "svd", "non-finite", "unresolved")
+ZERO, CONSTANT, CHOLESKY, EIGEN, SVD, NON_FINITE, UNRESOLVED = range(len(ROUTES))
+
+# The share of a prediction's displacement that a Gram route may get wrong; beyond it the SVD is taken.
+TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-9}
+
+
+class Resolution(NamedTuple):
+    """What rounding does to one block's singular values, relative to the largest, s1.
+
+    gram:  a Gram matrix accumulated in float64 has eigenvalues within gram s1^2 of the exact ones;
+    svd:   the float64 SVD of the block has singular values within svd s1 of the exact ones;
+    least: eigenvalues kept on a Gram route must exceed least s1^2, or the block goes to the SVD.
+    """
+
+    gram: float
+    svd: float
+    least: float
+
+
+class Plan(NamedTuple):
+    """How one batch of equal blocks is computed.
+
+    side: "snapshots" (tall, n > m: the Gram matrix is F^T F, m x m) or "weights" (wide: F F^T, n x n);
+    engine: "kernel" (Numba, one block per thread) or "library" (BLAS and LAPACK, block by block);
+    bytes: data read once plus result written once; flops: multiply-adds of the Gram route, times two.
+    """
+
+    side: str
+    engine: str
+    order: int
+    bytes: int
+    flops: int
+
+
+def plan(blocks: int, n: int, m: int, dtype, steps: int = 1) -> Plan:
+    """Route and cost of predicting `blocks` blocks of n weights from m snapshot pairs.
+
+    >>> plan(2000, 785, 32, "float32").side, plan(20, 785, 1875, "float32").engine
+    ('snapshots', 'library')
+    """
+    itemsize = np.dtype(dtype).itemsize
+    order = min(n, m)
+    side = "snapshots" if n > m else "weights"
+    gram = n * m * (m + 1) if n > m else m * n * (n + 1) + (2 * m * n * n if steps > 1 else 4 * n * m)
+    solve = order**3 // 3 + 2 * order * order * max(steps, 1)
+    lift = 2 * n * m if n > m else 2 * n * n
+    return Plan(
+        side,
+        "kernel" if order <= KERNEL_ORDER else "library",
+        order,
+        blocks * n * (m + 2) * itemsize,
+        blocks * (gram + solve + lift),
+    )
+
+
+def resolution(n: int, m: int, dtype) -> Resolution:
+    """Rounding bounds for blocks of n weights and m columns of `dtype`.
+
+    A float64 dot product of length l errs by about sqrt(l) units in the last place, with overwhelming
+    probability (Higham & Mary 2019, theorem 2.4), and the eigensolver by a few more.
+    """
+    eps = 2.0**-52
+    gram = (4.0 + math.sqrt(max(n, m))) * eps
+    return Resolution(gram, (4.0 + math.sqrt(min(n, m))) * eps, gram / TOLERANCE[np.dtype(dtype)])

@@ -1,0 +1,63 @@
+"""The slow truth: one block at a time, float64, LAPACK's SVD. Every other backend is held to it.
+
+Blocks are (n, m+1), columns are snapshots, oldest first; a cutoff is a pair (kind, value).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def gram(X: np.ndarray) -> np.ndarray:
+    """X^T X of a tall block, [F F^T; Fp F^T; x_last^T] of a wide one (n <= m), in float64."""
+    X = np.asarray(X, np.float64)
+    F, Fp = X[:, :-1], X[:, 1:]
+    return X.T @ X if F.shape[0] > F.shape[1] else np.vstack([F @ F.T, Fp @ F.T, X[:, -1]])
+
+
+def threshold(s: np.ndarray, cutoff: tuple[str, float], dtype) -> float:
+    """The value that singular values s (largest first) must exceed to count."""
+    kind, value = cutoff
+    if kind == "relative":
+        return value * s[0]
+    if kind == "spacing":
+        return value * float(np.spacing(np.dtype(dtype).type(s[0])))
+    if kind == "median":
+        return value * float(np.median(s))
+    if kind == "energy":
+        share = np.cumsum(s**2) / np.sum(s**2)
+        value = np.searchsorted(share, value) + 1
+    return s[int(value)] if value < len(s) else 0.0
+
+
+def truncated_svd(F: np.ndarray, cutoff: tuple[str, float], dtype=None):
+    """U (n, r), s (r,), V^T (r, m) of the singular values of F that count."""
+    dtype = np.asarray(F).dtype if dtype is None else dtype
+    F = np.asarray(F, np.float64)
+    U, s, Vt = np.linalg.svd(F, full_matrices=False)
+    zero = max(F.shape) * np.finfo(np.float64).eps * s[0]
+    limit = threshold(s, cutoff, dtype) if s[0] > 0 else 0.0
+    count = s > (limit if cutoff[0] in ("relative", "spacing") else max(limit, zero))
+    return U[:, count], s[count], Vt[count]
+
+
+def pinv(F: np.ndarray, cutoff: tuple[str, float], dtype=None) -> np.ndarray:
+    """F^+ (m, n) = V diag(1/s) U^T over the singular values that count."""
+    U, s, Vt = truncated_svd(F, cutoff, dtype)
+    return (Vt.T / s) @ U.T
+
+
+def fit(X: np.ndarray, cutoff: tuple[str, float]) -> np.ndarray:
+    """K (n, n) = Fp F^+, formed: only for small blocks."""
+    X = np.asarray(X)
+    return np.asarray(X[:, 1:], np.float64) @ pinv(X[:, :-1], cutoff)
+
+
+def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> np.ndarray:
+    """K^steps x_last (n,), by `steps` applications of Fp, V, 1/s and U^T in turn; K is not formed."""
+    X = np.asarray(X)
+    U, s, Vt = truncated_svd(X[:, :-1], cutoff)
+    Fp, w = np.asarray(X[:, 1:], np.float64), np.asarray(X[:, -1], np.float64)
+    for _ in range(steps):
+        w = Fp @ (Vt.T @ ((U.T @ w) / s))
+    return w
