@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
 from . import checks
 from .koopman import KoopmanOperator, Walk, fit
-from .partition import Group, Parameter, groups
+from .partition import Group, Parameter, Piece, groups
 
 ALIGNMENT = 16  # bytes that rows of a recording are padded to
 FIRST_CAPACITY = 64  # snapshots; doubled whenever full unless the capacity is given
@@ -125,8 +124,7 @@ class _Recording:
     def apply(self, states: torch.Tensor) -> None:
         """Set the parameters to (rows, n) states, in place."""
         for piece, member in self.members:
-            target = member.detach().movedim(piece.parameter.unit_axis, 0) if member.ndim else member.detach()
-            target.copy_(states[:, piece.start : piece.start + piece.width].reshape(target.shape))
+            _into(member.detach(), piece, states)
 
     def current(self) -> torch.Tensor:
         """The parameters as (rows, n)."""
@@ -139,6 +137,14 @@ def _rows(member: torch.Tensor, parameter: Parameter, rows: int) -> torch.Tensor
     if value.ndim and rows == parameter.units:
         value = value.movedim(parameter.unit_axis, 0)
     return value.reshape(rows, -1)
+
+
+def _into(member: torch.Tensor, piece: Piece, rows: torch.Tensor) -> None:
+    """Copy a parameter's columns of a group's (rows, n) into the parameter, the inverse of `_rows`."""
+    target = member
+    if member.ndim and len(rows) == piece.parameter.units:
+        target = member.movedim(piece.parameter.unit_axis, 0)
+    target.copy_(rows[:, piece.start : piece.start + piece.width].reshape(target.shape))
 
 
 class KoopmanPhase:
@@ -324,6 +330,25 @@ class KoopmanPhase:
         if self._operators is None:
             self.fit()
         return self._operators
+
+    def average(self) -> dict[str, torch.Tensor]:
+        """The mean of the snapshots by parameter name, in the parameters' shapes and dtypes.
+
+        Stochastic weight averaging (Izmailov et al. 2018): the baseline that a jump has to beat.
+
+        Raises:
+            ValueError: no snapshots.
+        """
+        if not self.snapshots:
+            raise checks.InputError("average: nothing has been recorded; see attach() and record()")
+        mean = {}
+        for recording in self._recordings:
+            rows = recording.buffer[: self.snapshots].mean(dim=0, dtype=torch.float64)
+            for piece, member in recording.members:
+                value = torch.empty_like(member)
+                _into(value, piece, rows)
+                mean[piece.parameter.name] = value
+        return mean
 
     def operators(self) -> dict[str, list[KoopmanOperator]]:
         """The fitted operators by layer: one, or two where quasi-nodes leave a remainder."""

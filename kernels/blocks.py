@@ -35,8 +35,9 @@ def load(flat, start, row_stride, stride, rows, width, tile):
         first = start + r * row_stride
         row = tile[r]
         if stride == 1:
+            source = flat[first : first + width]  # a slice needs no check for negative indices in the loop
             for i in range(width):
-                row[i] = flat[first + i]
+                row[i] = source[i]
         else:
             for i in range(width):
                 row[i] = flat[first + i * stride]
@@ -109,19 +110,25 @@ def gram_weights(flat, start, time_stride, stride, n, m, cross, tile, after, C, 
 
 @jit
 def apply_snapshots(flat, start, time_stride, stride, n, rows, c, w):
-    """w = sum over rows t of c[t] snapshot[t], in float64."""
+    """w = sum over rows t of c[t] snapshot[t], in float64, four rows to a pass over w."""
     w[:n] = 0.0
-    for t in range(rows):
+    t = 0
+    while t < rows:
         first = start + t * time_stride
-        scale = c[t]
-        if scale == 0.0:  # past the block's own rank
-            continue
-        if stride == 1:
+        if c[t] == 0.0:  # past the block's own rank
+            t += 1
+        elif stride == 1 and t + 4 <= rows:
+            a, b = flat[first : first + n], flat[first + time_stride : first + time_stride + n]
+            first += 2 * time_stride
+            x, y = flat[first : first + n], flat[first + time_stride : first + time_stride + n]
+            p, q, r, s = c[t], c[t + 1], c[t + 2], c[t + 3]
             for i in range(n):
-                w[i] += scale * flat[first + i]
+                w[i] += (p * a[i] + q * b[i]) + (r * x[i] + s * y[i])
+            t += 4
         else:
             for i in range(n):
-                w[i] += scale * flat[first + i * stride]
+                w[i] += c[t] * flat[first + i * stride]
+            t += 1
 
 
 @jit_sums
@@ -130,8 +137,13 @@ def project_snapshots(flat, start, time_stride, stride, n, rows, v, g):
     for t in range(rows):
         first = start + t * time_stride
         total = 0.0
-        for i in range(n):
-            total += flat[first + i * stride] * v[i]
+        if stride == 1:
+            source = flat[first : first + n]
+            for i in range(n):
+                total += source[i] * v[i]
+        else:
+            for i in range(n):
+                total += flat[first + i * stride] * v[i]
         g[t] = total
 
 

@@ -68,7 +68,7 @@ def gram(X: np.ndarray) -> np.ndarray:
     wide = how.side == "weights"
     out = np.empty((len(source.offsets), 2 * n + 1, n) if wide else (len(source.offsets), m + 1, m + 1))
     if how.engine == "kernel":
-        over_blocks(kernels.gram_range, len(out), *source[:5], source.columns, wide, out)
+        over_blocks(kernels.gram_range, len(out), how.flops // 2, *source[:5], source.columns, wide, out)
     else:
         make = library.gram_weights if wide else library.gram_snapshots
         for b in range(len(out)):
@@ -111,8 +111,8 @@ def _solve(gram: np.ndarray, n: int, m: int, cutoff, dtype) -> Factors:
     start, reports = np.zeros((B, order)), np.zeros((B, 3))
     rank, edge, route = np.zeros(B, np.int64), np.zeros(B, np.bool_), np.zeros(B, np.int8)
     over_blocks(
-        kernels.solve_range, B, np.ascontiguousarray(gram), order, wide, kind, value, digits, tuple(bounds),
-        basis, lift, operator, start, rank, reports, edge, route,
+        kernels.solve_range, B, 8 * B * order**3, np.ascontiguousarray(gram), order, wide, kind, value, digits,
+        tuple(bounds), basis, lift, operator, start, rank, reports, edge, route,
     )  # fmt: skip
     return _trim(Factors(basis, lift, operator, start, rank, *reports.T.copy(), edge, route))
 
@@ -206,9 +206,11 @@ def evolve(factors: Factors, steps: np.ndarray) -> np.ndarray:
 
     lift operator^(steps - 1) start, one small product a step, or repeated squaring over long gaps.
     """
-    out = np.empty((len(factors.rank), len(steps), factors.lift.shape[1]))
+    B, q, r = factors.lift.shape
+    out = np.empty((B, len(steps), q))
+    work = out.size * r + B * r * r * int(steps[-1] if len(steps) else 0)
     over_blocks(
-        kernels.evolve_range, len(out), factors.lift, factors.operator, factors.start, factors.rank,
+        kernels.evolve_range, B, work, factors.lift, factors.operator, factors.start, factors.rank,
         np.ascontiguousarray(steps, np.int64), out,
     )  # fmt: skip
     return out
@@ -217,7 +219,7 @@ def evolve(factors: Factors, steps: np.ndarray) -> np.ndarray:
 def advance(factors: Factors, start: np.ndarray, steps: int) -> np.ndarray:
     """Coordinates `steps` further on: operator^steps start, (B, r), a new array."""
     y = np.array(start, np.float64, order="C")
-    over_blocks(kernels.advance_range, len(y), factors.operator, factors.rank, steps, y)
+    over_blocks(kernels.advance_range, len(y), y.size * y.shape[1] * steps, factors.operator, factors.rank, steps, y)
     return y
 
 
@@ -234,7 +236,7 @@ def combine(rows: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
             for b in range(B):
                 library.combine(source.block(b), coefficients[b], out[:, b])
         else:
-            over_blocks(kernels.combine_range, B, *source[:5], q, np.ascontiguousarray(coefficients), out)
+            over_blocks(kernels.combine_range, B, out.size * q, *source[:5], q, np.ascontiguousarray(coefficients), out)
     return out
 
 
@@ -277,7 +279,7 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
     out, route = aligned_empty((B, n), source.dtype), np.zeros(B, np.int8)
     if steps == 0:
         finite = np.ones(B, np.bool_)
-        over_blocks(kernels.finite_range, B, *source[:5], source.columns, finite)
+        over_blocks(kernels.finite_range, B, X.size, *source[:5], source.columns, finite)
         out[:] = X[-1].reshape(B, n)
         out[~finite] = np.nan
         return out, np.where(finite, route, NON_FINITE).astype(np.int8)
@@ -289,7 +291,7 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
     kind, value, digits = _rule(cutoff, source.dtype)
     bounds = resolution(n, m, source.dtype)
     kernel = kernels.predict_wide if how.side == "weights" else kernels.predict_tall
-    over_blocks(kernel, B, *source[:5], m, steps, kind, value, digits, tuple(bounds), out, route)
+    over_blocks(kernel, B, how.flops // 2, *source[:5], m, steps, kind, value, digits, tuple(bounds), out, route)
     for b in np.flatnonzero(route == SVD):
         one = _assemble([library.reduce_svd(source.block(b), cutoff, digits, bounds)], how.order)
         out[b] = lift(source.block(b)[:, None], evolve(one, np.array([steps])))[0, 0]
@@ -313,8 +315,9 @@ def pinv(F: np.ndarray, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarr
     out, route = aligned_empty((B, m, n), source.dtype), np.zeros(B, np.int8)
     if plan(B, n, m, source.dtype).engine == "kernel":
         over_blocks(
-            kernels.pinv_range, B, *source[:5], m, wide, kind, value, digits, tuple(bounds), out, route
-        )
+            kernels.pinv_range, B, out.size * min(n, m), *source[:5], m, wide, kind, value, digits,
+            tuple(bounds), out, route,
+        )  # fmt: skip
     else:
         for b in range(B):
             route[b] = library.pinv_gram(source.block(b), wide, cutoff, digits, bounds, out[b])

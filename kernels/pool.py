@@ -11,6 +11,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+WORK_PER_THREAD = 1 << 18  # multiply-adds; handing less to a second thread costs more than it saves
 RANGES_PER_THREAD = 4  # uneven blocks (truncated beside full rank) even out over more, smaller ranges
 
 _lock = threading.Lock()
@@ -56,9 +57,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
 
 
-def over_blocks(kernel, blocks: int, *arguments) -> None:
-    """Call `kernel(first, last, *arguments)` over ranges that cover 0 .. blocks, in parallel."""
-    threads = min(get_num_threads(), blocks)
+def over_blocks(kernel, blocks: int, work: int, *arguments) -> None:
+    """Call `kernel(first, last, *arguments)` over ranges that cover 0 .. blocks, in parallel.
+
+    work is about how many multiply-adds all blocks take; little work stays on the caller's thread.
+    """
+    threads = min(get_num_threads(), blocks, 1 + work // WORK_PER_THREAD)
     if threads <= 1:
         if blocks:
             kernel(0, blocks, *arguments)

@@ -1,0 +1,353 @@
+"""The main job: train, record, then run the optimizer and the Koopman operators side by side.
+
+The procedure is A. Rao's (after Dogra & Redman 2020): t1 epochs of an optimizer; recording until epoch
+t2; then, from the same weights, T more epochs of the optimizer and as many Koopman steps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from statistics import median
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import checks
+from .. import cutoff as rules
+from ..koopman import fit
+from ..machine import describe_machine, peak_memory
+from ..partition import GRANULARITIES
+from ..torch_adapter import KoopmanPhase
+from . import datasets
+from .figures import WeightPaths, draw
+from .training import OPTIMIZERS, Batches, Evaluation, make_model, make_optimizer, train_step
+
+# t1, t2, T in epochs where the caller names none: the report's on MNIST
+EPOCHS = {"mnist": (3, 5, 1), "digits": (10, 30, 20)}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One comparison. Epochs, lr and q may be None: the data set's, the optimizer's, the partition's usual."""
+
+    dataset: str = "digits"
+    data_dir: str | None = None
+    partition: str = "node"
+    q: int | None = None
+    t1: int | None = None
+    t2: int | None = None
+    T: int | None = None
+    optimizer: str = "adadelta"
+    lr: float | None = None
+    batch_size: int = 64
+    cutoff: object = "array_api"
+    stabilize: object = None
+    every: int = 1
+    seeds: int = 1
+    eval_every: int = 1
+    device: str = "cpu"
+    out: str = "fastkoop-compare"
+
+    def checked(self) -> Config:
+        """The same with usual values filled in.
+
+        Raises:
+            ValueError, TypeError: naming the option, what was expected, what was found and the cure.
+        """
+        checks.choice("dataset", self.dataset, datasets.NAMES)
+        checks.choice("partition", self.partition, GRANULARITIES)
+        checks.choice("optimizer", self.optimizer, OPTIMIZERS)
+        checks.choice("device", self.device, ("cpu",))
+        if self.partition == "quasi-node" and self.q is None:
+            raise checks.InputError('q: the partition "quasi-node" needs --q, the number of weights in a block')
+        if self.partition != "quasi-node" and self.q is not None:
+            raise checks.InputError(f'q: only the partition "quasi-node" takes --q, got {self.q}')
+        if self.q is not None:
+            checks.integer("q", self.q, least=1)
+        for name in ("batch_size", "every", "seeds", "eval_every"):
+            checks.integer(name, getattr(self, name), least=1)
+        usual = dict(zip(("t1", "t2", "T"), EPOCHS[self.dataset], strict=True))
+        chosen = {name: usual[name] if (own := getattr(self, name)) is None else own for name in usual}
+        for name, epochs in chosen.items():
+            checks.integer(name, epochs, least=0)
+        if chosen["t2"] <= chosen["t1"]:
+            raise checks.InputError(
+                f"t2: expected more than t1 = {chosen['t1']} epochs, got {chosen['t2']}; recording runs from t1 to t2"
+            )
+        lr = OPTIMIZERS[self.optimizer][1] if self.lr is None else self.lr
+        if not (isinstance(lr, (int, float)) and math.isfinite(lr) and lr > 0):
+            raise checks.InputError(f"lr: expected a number > 0, got {lr}")
+        rules.resolve(self.cutoff, 2, 2, np.float32)
+        checks.radius(self.stabilize)
+        return replace(self, lr=float(lr), **chosen)
+
+    def described(self) -> dict:
+        """The config of results.json."""
+        config = {**asdict(self), "cutoff": rules.describe(self.cutoff)}
+        del config["data_dir"], config["out"]  # places on one machine mean nothing on another
+        return config
+
+
+@dataclass
+class Curve:
+    """What one side did over the T phase."""
+
+    iteration: list[int] = field(default_factory=list)
+    test_loss: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+
+    def evaluate(self, iteration: int, loss_and_accuracy: tuple[float, float]) -> None:
+        """Append one evaluation."""
+        self.iteration.append(iteration)
+        self.test_loss.append(loss_and_accuracy[0])
+        self.test_accuracy.append(loss_and_accuracy[1])
+
+
+class WeightWatch:
+    """The paths of a few weights: of every matrix the two that moved most and the one that moved as usual."""
+
+    def __init__(self, model: nn.Module, start: list[torch.Tensor]):
+        self._entries, self.labels = [], []
+        matrices = [(name, p, s) for (name, p), s in zip(model.named_parameters(), start, strict=True) if p.ndim > 1]
+        for name, parameter, origin in (matrices[0], matrices[len(matrices) // 2], matrices[-1]):
+            order = (parameter.detach() - origin).abs().flatten().argsort(descending=True)
+            for entry in (int(order[0]), int(order[len(order) // 2])):
+                self._entries.append((parameter, entry))
+                index = ", ".join(map(str, np.unravel_index(entry, parameter.shape)))
+                self.labels.append(f"{name}[{index}]")
+
+    def read(self) -> list[float]:
+        """The weights' present values."""
+        return [float(parameter.detach().flatten()[entry]) for parameter, entry in self._entries]
+
+
+def compile_kernels() -> float:
+    """Make Numba compile (or load) what the comparison calls, so that no step is timed doing it; seconds."""
+    began = time.perf_counter()
+    random = np.random.default_rng(0)
+    for n, m in ((5, 3), (3, 5)):
+        op = fit(random.normal(size=(2, n, m + 1)).astype(np.float32))
+        op.predict([1, 2])
+        op.walk().step()
+    return time.perf_counter() - began
+
+
+def run_seed(config: Config, data: datasets.Dataset, seed: int, tick: Callable[[str, int, int], None]):
+    """One seed: the run of results.json, and the weights' paths.
+
+    Args:
+        config: checked.
+        data: the data set.
+        seed: of the initial weights and the batches.
+        tick: called with what is going on, how many iterations of it are done, and of how many.
+    """
+    model = make_model(data.features, data.classes, seed)
+    optimizer = make_optimizer(config.optimizer, model, config.lr)
+    batches, evaluate = Batches(data, config.batch_size, seed), Evaluation(data)
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    _train(model, optimizer, batches, config.t1, lambda done, of: tick("training", done, of))
+
+    recorded = (config.t2 - config.t1) * batches.per_epoch
+    skip = recorded % config.every  # so that the newest snapshot is the last iterate
+    if recorded // config.every < 2:
+        raise checks.InputError(
+            f"every: {recorded} recorded iterations hold fewer than 2 snapshots at every={config.every}; lower it, "
+            "or record for more epochs (t2 - t1)"
+        )
+    phase = KoopmanPhase(
+        model,
+        config.partition,
+        config.q,
+        cutoff=config.cutoff,
+        stabilize=config.stabilize,
+        every=config.every,
+        capacity=recorded // config.every,
+    )
+    watch, path = WeightWatch(model, start), []
+
+    def record(done: int, of: int) -> None:
+        if done > skip:
+            phase.record()
+        path.append(watch.read())
+        tick("recording", done, of)
+
+    _train(model, optimizer, batches, config.t2 - config.t1, record)
+    average = phase.average()
+    total = config.T * batches.per_epoch
+    stride = math.lcm(config.every, config.eval_every)
+    koopman, reports, predicted = _koopman_side(config, model, phase, evaluate, watch, total, stride, tick)
+    trained, true = _optimizer_side(config, model, optimizer, batches, evaluate, watch, stride, tick)
+    _assign(model, average)
+    loss, accuracy = evaluate(model)
+    run = {
+        "seed": seed,
+        "optimizer": asdict(trained),
+        "koopman": {**asdict(koopman), "record_seconds": phase.record_seconds, **reports},
+        "average": {"test_loss": loss, "test_accuracy": accuracy},
+    }
+    steps = np.arange(config.every, total + 1, config.every)
+    paths = WeightPaths(
+        watch.labels, np.arange(1 - recorded, 1), np.array(path), steps, np.array(true)[steps - 1], np.array(predicted)
+    )
+    return run, paths if len(steps) else None
+
+
+def _train(model, optimizer, batches: Batches, epochs: int, after: Callable[[int, int], None]) -> None:
+    """Train for some epochs; after(done, of) follows every iteration."""
+    done, of = 0, epochs * batches.per_epoch
+    for _ in range(epochs):
+        for images, labels in batches.epoch():
+            train_step(model, optimizer, images, labels)
+            done += 1
+            after(done, of)
+
+
+def _koopman_side(config, model, phase, evaluate, watch, total, stride, tick):
+    """Step through the T phase with the weights materialised, and once jump; the parameters end as they began."""
+    curve, path = Curve(), []
+    curve.evaluate(0, evaluate(model))
+    phase.fit()
+    final = total // config.every * config.every
+    for iteration in range(config.every, final + 1, config.every):
+        began = time.perf_counter()
+        phase.step()
+        curve.step_seconds.append(time.perf_counter() - began)
+        path.append(watch.read())
+        if iteration % stride == 0 or iteration == final:
+            curve.evaluate(iteration, evaluate(model))
+        tick("Koopman", iteration, total)
+    if phase.position:
+        phase.rollback()
+    jump = phase.jump(final)
+    phase.rollback()
+    reports = {
+        "fit_seconds": phase.fit_seconds,
+        "jump_seconds": jump.seconds,
+        "rank": {layer.name: list(layer.rank) for layer in jump.layers},
+        "spectral_radius": {layer.name: layer.spectral_radius for layer in jump.layers},
+        "residual": {layer.name: layer.residual for layer in jump.layers},
+        "kept": {layer.name: layer.kept for layer in jump.layers},
+    }
+    return curve, reports, path
+
+
+def _optimizer_side(config, model, optimizer, batches, evaluate, watch, stride, tick):
+    """Train on through the T phase; fetching a batch is not timed."""
+    curve, path = Curve(), []
+    curve.evaluate(0, evaluate(model))
+    iteration, total = 0, config.T * batches.per_epoch
+    final = total // config.every * config.every
+    for _ in range(config.T):
+        for images, labels in batches.epoch():
+            iteration += 1
+            began = time.perf_counter()
+            train_step(model, optimizer, images, labels)
+            curve.step_seconds.append(time.perf_counter() - began)
+            path.append(watch.read())
+            if iteration <= final and (iteration % stride == 0 or iteration == final):
+                curve.evaluate(iteration, evaluate(model))
+            tick(config.optimizer, iteration, total)
+    return curve, path
+
+
+@torch.no_grad()
+def _assign(model: nn.Module, values: dict[str, torch.Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(values[name])
+
+
+def prepare_out(out: str) -> pathlib.Path:
+    """The folder `out`, made if need be and known to be writable."""
+    folder = pathlib.Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".fastkoop-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise checks.InputError(
+            f"out: cannot write into {str(folder)!r} ({error.strerror}); name another folder with --out"
+        ) from None
+    return folder
+
+
+def write_json(path: pathlib.Path, value: dict) -> None:
+    """Write JSON whole or not at all: 7 digits, and null for numbers that are not finite."""
+    text = json.dumps(_plain(value), allow_nan=False)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return value
+
+
+def compare(config: Config, tick: Callable[[int, str, int, int], None] = lambda *_: None) -> dict:
+    """Run a comparison and write results.json and the figures into `config.out`.
+
+    results.json is rewritten, whole, after every seed, so that an interrupted run keeps the seeds that are
+    done; its "complete" tells. Training is on the CPU, with PyTorch's own threads.
+
+    Args:
+        config: what to compare; checked here.
+        tick: called with the seed, what is going on, how many iterations of it are done, and of how many.
+
+    Returns:
+        The results, as in results.json but with inf and nan where a loss diverged.
+
+    Raises:
+        ValueError, TypeError: on bad options or data, before anything is trained.
+        KeyboardInterrupt: passed on once what is complete has been written.
+    """
+    config = config.checked()
+    out = prepare_out(config.out)
+    data = datasets.load(config.dataset, config.data_dir, progress=True)
+    machine = describe_machine()
+    machine["compile_seconds"] = compile_kernels()
+    results = {"config": config.described(), "machine": machine, "runs": [], "complete": False}
+    paths = None
+    for seed in range(config.seeds):
+        run, run_paths = run_seed(config, data, seed, lambda *state, seed=seed: tick(seed, *state))
+        paths = paths or run_paths
+        results["runs"].append(run)
+        results["complete"] = seed + 1 == config.seeds
+        machine["peak_memory_bytes"] = peak_memory()
+        write_json(out / "results.json", results)
+    draw(results, paths, out)
+    return results
+
+
+def seconds(run: dict, side: str) -> dict[str, float]:
+    """What a side's T phase cost in one run: per step (median), step by step, and straight to the end."""
+    own = run[side]
+    walked = sum(own["step_seconds"])
+    if side == "optimizer":
+        return {"step": _median(own["step_seconds"]), "phase": walked, "jump": walked}
+    overhead = own["record_seconds"] + own["fit_seconds"]
+    return {
+        "step": _median(own["step_seconds"]),
+        "phase": overhead + walked,
+        "jump": overhead + own["jump_seconds"],
+    }
+
+
+def _median(values: list[float]) -> float:
+    return median(values) if values else math.nan

@@ -1,0 +1,87 @@
+"""The trainer of the comparison: the report's network, its optimizers, the same batches for everybody."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .datasets import Dataset
+
+HIDDEN = (20, 20, 20)  # A. Rao's and the paper's network: 784-20-20-20-10, ReLU
+
+# name -> (class, learning rate, further arguments); AdaDelta's are the report's
+OPTIMIZERS = {
+    "adadelta": (torch.optim.Adadelta, 1.0, {"rho": 0.9, "eps": 1e-6}),
+    "adam": (torch.optim.Adam, 1e-3, {}),
+    "adagrad": (torch.optim.Adagrad, 1e-2, {}),
+    "sgd": (torch.optim.SGD, 0.1, {}),
+    "momentum": (torch.optim.SGD, 0.01, {"momentum": 0.9}),
+}
+
+
+def make_model(features: int, classes: int, seed: int) -> nn.Sequential:
+    """The network for this seed; its outputs are logits.
+
+    Weights start as Glorot & Bengio (2010) normal and biases as N(0, 0.01^2), the usual choice in the
+    report's framework, JAX; with PyTorch's own about as many first-layer units die.
+    """
+    torch.manual_seed(seed)
+    sizes = (features, *HIDDEN, classes)
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        nn.init.xavier_normal_(layers[-2].weight)
+        nn.init.normal_(layers[-2].bias, std=1e-2)
+    return nn.Sequential(*layers[:-1])
+
+
+def make_optimizer(name: str, model: nn.Module, lr: float | None) -> torch.optim.Optimizer:
+    """An optimizer by name; lr None takes its usual learning rate."""
+    kind, usual, options = OPTIMIZERS[name]
+    return kind(model.parameters(), lr=usual if lr is None else lr, **options)
+
+
+class Batches:
+    """Shuffled mini-batches of the training set, the last one of an epoch smaller; a seed fixes them all."""
+
+    def __init__(self, data: Dataset, batch_size: int, seed: int):
+        self.images, self.labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)
+        self.batch_size = batch_size
+        self._random = np.random.default_rng(seed)
+
+    @property
+    def per_epoch(self) -> int:
+        """Iterations in an epoch."""
+        return -(-len(self.images) // self.batch_size)
+
+    def epoch(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """One pass over the training set in a new order."""
+        order = torch.from_numpy(self._random.permutation(len(self.images)))
+        for chosen in order.split(self.batch_size):
+            yield self.images[chosen], self.labels[chosen]
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images, labels) -> None:
+    """One optimizer iteration on a batch; cross-entropy of the logits."""
+    optimizer.zero_grad()
+    functional.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+
+
+class Evaluation:
+    """Loss and accuracy over the whole test set."""
+
+    def __init__(self, data: Dataset):
+        self.images, self.labels = torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> tuple[float, float]:
+        """Mean cross-entropy and share of right answers."""
+        logits = model(self.images)
+        accuracy = (logits.argmax(dim=1) == self.labels).double().mean()
+        return float(functional.cross_entropy(logits, self.labels)), float(accuracy)

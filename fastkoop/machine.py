@@ -1,0 +1,56 @@
+"""What this machine is and what is installed on it, without importing what is not needed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import sys
+
+from .backends import get_num_threads
+
+PACKAGES = ("fastkoop", "numpy", "numba", "scipy", "torch", "cupy-cuda12x", "cupy-cuda13x", "jax")
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of FastKoop and of what it works with; None for what is not there."""
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def processor() -> str:
+    """The processor's name."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe_machine() -> dict:
+    """The machine of results.json."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": {name: version for name, version in versions().items() if version},
+    }
+
+
+def peak_memory() -> int | None:
+    """Largest resident size of this process so far, in bytes; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # not on this platform
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

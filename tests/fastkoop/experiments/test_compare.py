@@ -1,0 +1,214 @@
+"""The whole road: `compare` end to end on digits, its files, its bad input; a slice of real MNIST."""
+
+import json
+import math
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from fastkoop import InputError
+from fastkoop.experiments import compare as module
+from fastkoop.experiments.compare import Config, compare, prepare_out, seconds, write_json
+from fastkoop.experiments.verdict import rows, words
+
+FIGURES = ("accuracy.png", "loss.png", "time.png", "weights.png")
+QUICK = {"t1": 1, "t2": 3, "T": 1}
+
+
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory):
+    """One comparison on digits, its results and its folder."""
+    out = tmp_path_factory.mktemp("compare")
+    ticks = []
+    results = compare(Config(**QUICK, seeds=2, out=str(out)), lambda *state: ticks.append(state))
+    return results, out, ticks
+
+
+def test_results_have_the_contract_s_shape(run_once):
+    _, out, _ = run_once
+    stored = json.loads((out / "results.json").read_text())
+    assert stored["config"]["dataset"] == "digits" and stored["complete"] is True
+    assert stored["machine"]["versions"]["torch"] == torch.__version__
+    assert [run["seed"] for run in stored["runs"]] == [0, 1]
+    per_epoch = math.ceil(1437 / 64)
+    for run in stored["runs"]:
+        for side in ("optimizer", "koopman"):
+            assert run[side]["iteration"] == list(range(per_epoch + 1))
+            assert len(run[side]["test_loss"]) == len(run[side]["test_accuracy"]) == per_epoch + 1
+            assert len(run[side]["step_seconds"]) == per_epoch and min(run[side]["step_seconds"]) > 0
+        assert run["optimizer"]["test_loss"][0] == run["koopman"]["test_loss"][0]
+        assert run["optimizer"]["test_loss"][1] != run["koopman"]["test_loss"][1]
+        assert set(run["koopman"]["rank"]) == set(run["koopman"]["spectral_radius"]) == {"0", "2", "4", "6"}
+        for key in ("record_seconds", "fit_seconds", "jump_seconds"):
+            assert run["koopman"][key] > 0
+        assert 0 < run["average"]["test_accuracy"] <= 1
+
+
+def test_the_figures_are_there_and_nothing_else(run_once):
+    _, out, _ = run_once
+    assert sorted(path.name for path in out.iterdir()) == sorted((*FIGURES, "results.json"))
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in FIGURES)
+
+
+def test_progress_is_reported_for_every_part(run_once):
+    _, _, ticks = run_once
+    assert {what for _, what, _, _ in ticks} == {"training", "recording", "Koopman", "adadelta"}
+    assert all(1 <= done <= of for _, _, done, of in ticks)
+
+
+def test_the_same_seed_gives_the_same_curves(run_once, tmp_path):
+    results, _, _ = run_once
+    again = compare(Config(**QUICK, out=str(tmp_path)))
+    for side in ("optimizer", "koopman"):
+        assert again["runs"][0][side]["test_loss"] == results["runs"][0][side]["test_loss"]
+    assert again["runs"][0]["average"] == results["runs"][0]["average"]
+
+
+def test_the_verdict_names_winner_ratio_and_time(run_once):
+    results, _, _ = run_once
+    table = rows(results)
+    assert [row[0] for row in table] == ["adadelta", "Koopman, node", "mean of the recorded"]
+    text = " ".join(words(results))
+    assert "ends the phase ahead" in text and "recording and fit included" in text and "mean of the recorded" in text
+    run = results["runs"][0]
+    cost = seconds(run, "koopman")
+    walked = sum(run["koopman"]["step_seconds"])
+    assert cost["phase"] == run["koopman"]["record_seconds"] + run["koopman"]["fit_seconds"] + walked
+
+
+def _fake(optimizer_loss, koopman_loss, average_loss):
+    side = {"iteration": [0, 1], "test_accuracy": [0.5, 0.6], "step_seconds": [1e-3]}
+    return {
+        "config": {"optimizer": "adam", "partition": "node", "every": 1},
+        "runs": [
+            {
+                "seed": 0,
+                "optimizer": {**side, "test_loss": [1.0, optimizer_loss]},
+                "koopman": {
+                    **side, "test_loss": [1.0, koopman_loss], "step_seconds": [5e-4], "record_seconds": 0.01,
+                    "fit_seconds": 0.02, "jump_seconds": 0.001,
+                },
+                "average": {"test_loss": average_loss, "test_accuracy": 0.6},
+            }
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ((0.5, 0.25, 0.3), ("Loss: Koopman ends the phase ahead, 0.25 against 0.5 (2 times)", "It beats the mean")),
+        ((0.5, 2.0, 0.3), ("Loss: adam ends the phase ahead, 0.5 against 2 (4 times)", "It does not beat the mean")),
+        ((0.5, math.nan, 0.3), ("Loss: adam ends the phase ahead, 0.5 against inf", "It does not beat the mean")),
+    ],
+)
+def test_the_verdict_is_honest_either_way(losses, expected):
+    text = " ".join(words(_fake(*losses)))
+    assert all(part in text for part in expected)
+    assert "a Koopman step is 2 times faster than adam's" in text
+    assert "step by step, recording and fit included: Koopman is 30.5 times slower" in text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"partition": "weight"},
+        {"partition": "quasi-node", "q": 13},
+        {"partition": "quasi-node", "q": 10_000},
+        {"partition": "layer", "stabilize": "clip"},
+        {"partition": "network", "cutoff": "jax"},
+        {"every": 7, "eval_every": 2},
+        {"T": 0},
+        {"optimizer": "momentum", "cutoff": 1e-3},
+    ],
+)
+def test_every_setting_runs(options, tmp_path):
+    results = compare(Config(**{**QUICK, **options}, out=str(tmp_path)))
+    run = results["runs"][0]
+    assert run["koopman"]["iteration"] == run["optimizer"]["iteration"]
+    every = options.get("every", 1)
+    assert len(run["koopman"]["step_seconds"]) == len(run["optimizer"]["step_seconds"]) // every
+    assert np.isfinite(run["koopman"]["test_loss"][0])
+    assert (tmp_path / "weights.png").exists() == (options.get("T", 1) > 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"t1": 5, "t2": 5}, "t2: expected more than t1 = 5 epochs, got 5"),
+        ({"T": -1}, "T: expected an integer >= 0, got -1"),
+        ({"partition": "quasi-node", "q": 0}, "q: expected an integer >= 1, got 0"),
+        ({"partition": "quasi-node"}, 'q: the partition "quasi-node" needs --q'),
+        ({"q": 3}, 'q: only the partition "quasi-node" takes --q, got 3'),
+        ({"partition": "nodes"}, "partition: expected one of 'weight'"),
+        ({"dataset": "cifar"}, "dataset: expected one of 'digits', 'mnist'"),
+        ({"optimizer": "lion"}, "optimizer: expected one of 'adadelta'"),
+        ({"cutoff": "scipy"}, "cutoff: expected one of 'array_api'"),
+        ({"cutoff": -1.0}, "cutoff: expected a finite number >= 0"),
+        ({"stabilize": "project"}, "stabilize: expected one of 'clip'"),
+        ({"lr": 0.0}, "lr: expected a number > 0"),
+        ({"device": "tpu"}, "device: expected one of 'cpu'"),
+        ({"batch_size": 0}, "batch_size: expected an integer >= 1"),
+        ({"seeds": 0}, "seeds: expected an integer >= 1"),
+        ({"every": 40}, "every: 46 recorded iterations hold fewer than 2 snapshots"),
+    ],
+)
+def test_bad_options_are_one_clear_error(options, message, tmp_path):
+    with pytest.raises(InputError, match=re.escape(message)):
+        compare(Config(**{**QUICK, **options}, out=str(tmp_path)))
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_an_unwritable_out_is_refused_before_training(tmp_path):
+    taken = tmp_path / "file"
+    taken.write_text("")
+    with pytest.raises(InputError, match=r"out: cannot write into .*file.*name another folder with --out"):
+        prepare_out(str(taken / "below"))
+
+
+def test_diverging_weights_are_an_error_that_names_the_layer(tmp_path):
+    with pytest.raises(InputError, match=r"layer 0: X: block .* holds a NaN or an infinity"):
+        compare(Config(**QUICK, optimizer="sgd", lr=1e30, out=str(tmp_path)))
+
+
+def test_an_interrupted_run_keeps_the_seeds_that_are_done(tmp_path):
+    def interrupt(seed, what, done, of):
+        if seed == 1 and what == "recording":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(Config(**QUICK, seeds=3, out=str(tmp_path)), interrupt)
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert [run["seed"] for run in stored["runs"]] == [0] and stored["complete"] is False
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_json(path, {"a": [1.0, math.inf, math.nan]})
+    assert json.loads(path.read_text()) == {"a": [1.0, None, None]}
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(module.os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_json(path, {"b": 2})
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+    assert json.loads(path.read_text()) == {"a": [1.0, None, None]}
+
+
+@pytest.mark.mnist
+@pytest.mark.skipif(not os.environ.get("FASTKOOP_DATA_DIR"), reason="FASTKOOP_DATA_DIR names no MNIST files")
+def test_real_mnist_dips_below_its_start(tmp_path):
+    """An early dip below the starting loss, as published, on real MNIST after one epoch."""
+    config = Config(
+        dataset="mnist", t1=1, t2=2, T=1, cutoff="jax", eval_every=20, out=str(tmp_path)
+    )
+    run = compare(config)["runs"][0]
+    losses = run["koopman"]["test_loss"]
+    assert len(run["koopman"]["step_seconds"]) == 938
+    assert min(losses[1:6]) < losses[0]
+    assert run["koopman"]["rank"]["0"][2] > 1

@@ -1,0 +1,80 @@
+"""The command line as a person meets it: what it prints, where, and its exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from fastkoop.cli import app
+
+QUICK = ("--t1", "1", "--t2", "2", "--T", "1")
+
+
+def run(*arguments):
+    """The fastkoop command in a process of its own."""
+    command = [sys.executable, "-m", "fastkoop.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_compare_prints_a_table_and_the_verdict(tmp_path):
+    done = run("compare", *QUICK, "--out", tmp_path / "new" / "folder")
+    assert done.returncode == 0, done.stderr
+    assert "Koopman, node" in done.stdout and "ends the phase ahead" in done.stdout
+    assert json.loads((tmp_path / "new" / "folder" / "results.json").read_text())["complete"]
+
+
+def test_info_names_versions_and_device():
+    done = CliRunner().invoke(app, ["info"])
+    assert done.exit_code == 0
+    assert "numba" in done.stdout and "device" in done.stdout and "threads" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("compare", "--t1", "3", "--t2", "3"), "t2: expected more than t1 = 3"),
+        (("compare", "--T", "-1"), "T: expected an integer >= 0, got -1"),
+        (("compare", "--partition", "quasi-node", "--q", "0"), "q: expected an integer >= 1, got 0"),
+        (("compare", "--cutoff", "rank:0"), "Rank(k): expected an integer >= 1"),
+        (("compare", "--cutoff", "energy:2"), "Energy(share): expected 0 < share <= 1"),
+        (("compare", "--cutoff", "nonsense"), "cutoff: expected one of"),
+        (("compare", "--stabilize", "-1"), "stabilize: expected a radius > 0"),
+        (("compare", "--dataset", "mnist", "--data-dir", "/nonexistent"), "/nonexistent"),
+        (("compare", "--out", "/proc/nothing"), "out: cannot write into '/proc/nothing'"),
+        (("compare", "--seeds", "x"), "'--seeds'"),
+        (("compere",), "compere"),
+    ],
+)
+def test_bad_usage_is_one_sentence_and_exit_code_2(arguments, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert says in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+    assert list(tmp_path.rglob("results.json")) == []
+
+
+def test_bad_usage_leaves_the_process_with_code_2():
+    done = run("compare", "--t1", "3", "--t2", "3")
+    assert done.returncode == 2
+    assert done.stderr.startswith("fastkoop: t2: expected more than t1 = 3") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_killed_run_keeps_complete_seeds_and_says_so(tmp_path):
+    command = [sys.executable, "-m", "fastkoop.cli", "compare", *QUICK, "--seeds", "500", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    results = tmp_path / "results.json"
+    deadline = time.monotonic() + 300
+    while not results.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "interrupted; kept" in errors and "Traceback" not in errors
+    stored = json.loads(results.read_text())
+    assert stored["complete"] is False and len(stored["runs"]) >= 1

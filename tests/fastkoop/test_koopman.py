@@ -1,0 +1,342 @@
+"""fit and KoopmanOperator: known systems, consistent reports, clipping, and every refusal."""
+
+import numpy as np
+import pytest
+import torch
+from cases import graded, orbit, orthogonal, time_major, with_singular_values
+
+import fastkoop as fk
+from fastkoop.kernels import reference
+
+
+def run(A, x, count):
+    """x, A x, ..., A^(count-1) x as columns."""
+    states = [x]
+    for _ in range(count - 1):
+        states.append(A @ states[-1])
+    return np.array(states).T
+
+
+def rotation(modulus, angle):
+    c, s = np.cos(angle), np.sin(angle)
+    return modulus * np.array([[c, -s], [s, c]])
+
+
+def embedded(rng, parts, n):
+    """An n-dimensional system U diag(parts) U^T with orthonormal U, and a state in its range."""
+    import scipy.linalg
+
+    D = scipy.linalg.block_diag(*parts)
+    U = np.linalg.qr(rng.normal(size=(n, len(D))))[0]
+    return U @ D @ U.T, U, D, U @ rng.uniform(0.5, 1, size=len(D))
+
+
+class TestKnownSystem:
+    @pytest.mark.parametrize(("n", "m"), [(20, 5), (5, 5), (5, 30), (130, 6)])
+    @pytest.mark.parametrize("refine", [False, True])
+    def test_eigenvalues_modes_matrix_and_predictions(self, n, m, refine, rng):
+        A, U, D, x = embedded(rng, [rotation(0.95, 0.7), rotation(0.8, 2.0), np.array([[0.5]])], n)
+        X = run(A, x, m + 1)
+        op = fk.fit(X, cutoff=1e-9, refine=refine)
+        assert op.rank == 5
+        expected = np.array([0.95 * np.exp(0.7j), 0.95 * np.exp(-0.7j), 0.8 * np.exp(2j), 0.8 * np.exp(-2j), 0.5])
+        np.testing.assert_allclose(op.eigenvalues, expected, atol=1e-8)
+        np.testing.assert_allclose(op.spectral_radius, 0.95, atol=1e-9)
+        np.testing.assert_allclose(op.matrix(), A if n == 5 else A @ U @ U.T, atol=1e-7)
+        modes = op.modes
+        assert modes.shape == (n, 5)
+        np.testing.assert_allclose(A @ modes, modes * op.eigenvalues, atol=1e-7 * np.abs(modes).max())
+        np.testing.assert_allclose(op.matrix() @ modes, modes * op.eigenvalues, atol=1e-7 * np.abs(modes).max())
+        assert op.residual < 1e-7
+        for steps in (1, 2, 50):
+            np.testing.assert_allclose(op.predict(steps), np.linalg.matrix_power(A, steps) @ X[:, -1], atol=1e-7)
+
+    def test_matrix_is_the_textbook_one(self, dtype, rng):
+        for n, m in ((9, 4), (4, 9), (6, 6)):
+            X = orbit(rng, n, m, dtype, batch=(2, 1))
+            K = fk.fit(X, cutoff=1e-4).matrix()
+            assert K.shape == (2, 1, n, n)
+            assert K.dtype == dtype
+            for b in range(2):
+                expected = X[b, 0, :, 1:].astype(float) @ np.linalg.pinv(X[b, 0, :, :-1].astype(float), rcond=1e-4)
+                np.testing.assert_allclose(K[b, 0], expected, atol=2e3 * np.finfo(dtype).eps)
+
+
+class TestPredict:
+    @pytest.mark.parametrize(("n", "m"), [(20, 5), (5, 20), (7, 7), (120, 100)])
+    def test_agrees_with_the_fused_form(self, n, m, dtype, rng):
+        X = orbit(rng, n, m, dtype, batch=(2, 2))
+        op = fk.fit(X, cutoff=1e-5)
+        for steps in (0, 1, 2, 30):
+            np.testing.assert_allclose(
+                op.predict(steps), fk.predict(X, steps, cutoff=1e-5), rtol=0, atol=500 * np.finfo(dtype).eps
+            )
+
+    def test_many_counts_in_any_order(self, dtype, rng):
+        X = orbit(rng, 9, 4, dtype, batch=(3,))
+        op = fk.fit(X)
+        counts = [5, 0, 1, 5, 200, 2]
+        got = op.predict(counts)
+        assert got.shape == (3, 9, 6)
+        for k, steps in enumerate(counts):
+            np.testing.assert_allclose(got[..., k], op.predict(steps), rtol=0, atol=50 * np.finfo(dtype).eps)
+        np.testing.assert_array_equal(got[..., 1], X[..., -1])
+        np.testing.assert_array_equal(got[..., 0], got[..., 3])
+        for same in (tuple(counts), np.array(counts), torch.tensor(counts)):
+            np.testing.assert_array_equal(op.predict(same), got)
+        assert op.predict([]).shape == (3, 9, 0)
+        assert op.predict([0, 0]).shape == (3, 9, 2)
+        np.testing.assert_array_equal(op.predict(range(3)), op.predict([0, 1, 2]))
+
+    def test_torch_in_torch_out(self, dtype, rng):
+        X = torch.from_numpy(orbit(rng, 9, 4, dtype, batch=(2,)))
+        op = fk.fit(X)
+        for result in (op.predict(2), op.predict([1, 2]), op.matrix(), op.rank, op.edge, op.residual, op.holdout,
+                       op.condition, op.threshold, op.spectral_radius, op.eigenvalues, op.modes, op.walk().step()):  # fmt: skip
+            assert isinstance(result, torch.Tensor)
+        assert op.predict(2).dtype == X.dtype
+        assert op.eigenvalues.dtype == torch.complex128
+        np.testing.assert_array_equal(op.predict([1, 2]), fk.fit(X.numpy()).predict([1, 2]))
+
+    @pytest.mark.parametrize("stabilize", [None, "clip"])
+    @pytest.mark.parametrize(("n", "m"), [(20, 5), (5, 20), (120, 100)])
+    def test_walk(self, n, m, stabilize, dtype, rng):
+        X = orbit(rng, n, m, dtype, batch=(2,), decay=1.01)
+        op = fk.fit(X, cutoff=1e-4, stabilize=stabilize)
+        walk = op.walk()
+        at = 0
+        for count in (1, 1, 3, 1, 30):
+            at += count
+            state = walk.step(count)
+            assert walk.steps == at
+            assert state.dtype == dtype
+            np.testing.assert_allclose(state, op.predict(at), rtol=0, atol=200 * np.finfo(dtype).eps)
+        jump = op.walk().step(at)
+        np.testing.assert_allclose(jump, op.predict(at), rtol=0, atol=200 * np.finfo(dtype).eps)
+
+    def test_walk_survives_its_data(self, dtype, rng):
+        X = orbit(rng, 9, 4, dtype, batch=(2,))
+        expected = fk.fit(X).predict(3)
+        walk = fk.fit(X).walk()
+        X[...] = np.nan
+        walk.step()
+        np.testing.assert_allclose(walk.step(2), expected, rtol=0, atol=100 * np.finfo(dtype).eps)
+
+    def test_time_axis_and_batches(self, dtype, rng):
+        X = orbit(rng, 9, 4, dtype, batch=(2, 3))
+        expected = fk.fit(X).predict(2)
+        buffer = np.ascontiguousarray(np.moveaxis(X, -1, 0))
+        op = fk.fit(buffer, time_axis=0)
+        np.testing.assert_allclose(op.predict(2), expected, rtol=0, atol=50 * np.finfo(dtype).eps)
+        assert op.rank.shape == op.route.shape == op.holdout.shape == (2, 3)
+        empty = fk.fit(np.zeros((2, 0, 9, 5), dtype))
+        assert empty.predict(3).shape == (2, 0, 9)
+        assert empty.predict([1, 2]).shape == (2, 0, 9, 2)
+        assert empty.matrix().shape == (2, 0, 9, 9)
+        assert empty.eigenvalues.shape[:2] == (2, 0)
+        assert empty.residual.shape == empty.holdout.shape == (2, 0)
+        assert repr(empty)
+        assert empty.summary()
+
+
+class TestReports:
+    @pytest.mark.parametrize("refine", [False, True])
+    @pytest.mark.parametrize(("n", "m"), [(60, 6), (6, 60), (120, 100)])
+    def test_rank_threshold_condition_route(self, n, m, refine, dtype, rng):
+        values = np.r_[np.geomspace(8, 1, min(n, m) - 2), 1e-2, 1e-3]
+        F = with_singular_values(rng, n, m, values).astype(dtype)
+        s = np.linalg.svd(F.astype(float), compute_uv=False)
+        op = fk.fit(np.c_[F, F[:, :1]], cutoff=5e-3, refine=refine)
+        assert op.rank == min(n, m) - 2
+        assert op.rank.dtype == np.int64
+        np.testing.assert_allclose(op.threshold, 5e-3 * s[0], rtol=1e-6)
+        np.testing.assert_allclose(op.condition, s[0] / s[min(n, m) - 3], rtol=1e-6)
+        assert op.route == ("svd" if refine else "eigen")
+        assert not op.edge
+
+    def test_a_block_each(self, dtype, rng):
+        X = orbit(rng, 9, 4, dtype, batch=(4,))
+        X[1] = 0
+        X[2] = X[2, :, :1]
+        X[3, :, -1] = np.nan
+        op = fk.fit(X, check_finite=False)
+        assert op.route.tolist() == ["eigen", "zero", "svd" if op.route[2] == "svd" else "eigen", "non-finite"]
+        assert op.rank[:3].tolist() == [4, 0, 1]
+        assert np.isnan(op.condition[1])
+        assert op.spectral_radius[1] == 0
+        np.testing.assert_allclose(op.spectral_radius[2], 1, rtol=1e-6)
+        assert not op.predict(5)[1].any()
+        assert np.isnan(op.predict(5)[3]).all()
+        assert np.isnan(op.predict(0)[3]).all()
+        assert np.isnan(op.walk().step()[3]).all()
+        np.testing.assert_array_equal(op.predict(2)[0], fk.fit(X[:1]).predict(2)[0])
+        with pytest.raises(ValueError, match=r"block \(3,\) holds a NaN"):
+            op.check()
+        fk.fit(X[:3]).check()
+
+    @pytest.mark.parametrize(("n", "m"), [(30, 6), (6, 30), (6, 6)])
+    @pytest.mark.parametrize("stabilize", [None, "clip"])
+    def test_residual_and_holdout(self, n, m, stabilize, dtype, rng):
+        X = rng.normal(size=(2, n, m + 1)).astype(dtype)
+        op = fk.fit(X, cutoff=0.3, stabilize=stabilize)
+        rest = fk.fit(X[..., :-1], cutoff=0.3, stabilize=stabilize)
+        for b in range(2):
+            last, before = X[b, :, -1].astype(float), X[b, :, -2].astype(float)
+            moved = np.linalg.norm(last - before)
+            K = op.matrix()[b].astype(float)
+            np.testing.assert_allclose(op.residual[b], np.linalg.norm(K @ before - last) / moved, rtol=1e-4, atol=1e-5)
+            miss = np.linalg.norm(rest.predict(1)[b] - last)
+            np.testing.assert_allclose(op.holdout[b], miss / moved, rtol=1e-4)
+
+    def test_holdout_needs_two_pairs(self, dtype):
+        assert np.isnan(fk.fit(np.array([[1.0, 2.0]], dtype)).holdout)
+        constant = fk.fit(np.ones((3, 5), dtype))
+        assert not constant.holdout > 1e-3  # NaN where met exactly
+        assert not constant.residual > 1e-3
+
+    @pytest.mark.parametrize("scale", [1e-160, 1e-200, 1e160, 1e200])
+    @pytest.mark.parametrize(("n", "m"), [(20, 4), (4, 20)])
+    def test_reports_have_no_scale(self, scale, n, m, rng):
+        X = rng.uniform(-1, 1, size=(n, m + 1))
+        one, other = fk.fit(X, cutoff=0.1), fk.fit(X * scale, cutoff=0.1)
+        for name in ("condition", "residual", "holdout", "spectral_radius"):
+            np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-6, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(other.threshold / scale, one.threshold, rtol=1e-9)
+        np.testing.assert_allclose(other.matrix(), one.matrix(), atol=1e-9)
+
+    def test_reports_at_the_end_of_float32(self):
+        X = np.array([[3e38, -3e38, 2e38], [1e38, 2e38, 3e38], [1e38, 0, 0]], np.float32)
+        assert np.isfinite(fk.fit(X).residual)
+        assert np.isfinite(fk.fit(X).holdout)
+
+    def test_edge_and_energy(self, dtype, rng):
+        X = graded(rng, 40, 6, dtype, low=0.1)
+        s = np.linalg.svd(X[:, :-1].astype(float), compute_uv=False)
+        share = np.cumsum(s**2) / np.sum(s**2)
+        op = fk.fit(X, cutoff=fk.Energy((share[1] + share[2]) / 2))
+        assert op.rank == 3
+        assert not op.edge
+        assert fk.fit(X, cutoff=fk.Energy(share[2])).edge
+
+    def test_text(self, rng):
+        X = orbit(rng, 9, 4, np.float32, batch=(2,))
+        op = fk.fit(X, cutoff=fk.Rank(2))
+        assert "2 blocks of 9 weights, 4 pairs; rank 2..2 by Rank(k=2)" in repr(op)
+        lines = op.summary().splitlines()
+        assert len(lines) == 3
+        assert lines[0].split()[:3] == ["block", "route", "rank"]
+        assert lines[2].startswith("(1,)")
+        assert "1 block of" in repr(fk.fit(X[0]))
+
+
+class TestClip:
+    GROWING = (rotation(1.2, 0.5), np.array([[0.7]]), np.array([[-0.4]]))
+
+    @pytest.mark.parametrize(("n", "m"), [(20, 4), (4, 4), (4, 20)])
+    @pytest.mark.parametrize(("stabilize", "radius"), [("clip", 1.0), (0.9, 0.9), (1.1, 1.1)])
+    @pytest.mark.parametrize("steps", [1, 2, 50])
+    def test_a_rotation_that_grows(self, n, m, stabilize, radius, steps, rng):
+        A, U, D, x = embedded(rng, self.GROWING, n)
+        X = run(A, x, m + 1)
+        op = fk.fit(X, cutoff=1e-10, stabilize=stabilize)
+        clipped = D.copy()
+        clipped[:2, :2] = rotation(radius, 0.5)
+        K = U @ clipped @ U.T
+        expected = np.linalg.matrix_power(K, steps) @ X[:, -1]
+        np.testing.assert_allclose(op.predict(steps), expected, atol=1e-8 * np.abs(X).max() * max(1, radius**steps))
+        np.testing.assert_allclose(op.spectral_radius, radius, atol=1e-9)
+        np.testing.assert_allclose(op.matrix(), K, atol=1e-7)
+        np.testing.assert_allclose(np.abs(op.eigenvalues), [radius, radius, 0.7, 0.4], atol=1e-8)
+        np.testing.assert_allclose(K @ op.modes, op.modes * op.eigenvalues, atol=1e-7 * np.abs(op.modes).max())
+        assert op.eigenvector_condition >= 1
+
+    def test_what_does_not_grow_keeps_its_bits(self, dtype, rng):
+        X = orbit(rng, 9, 4, dtype, batch=(2,))
+        X[1] = run(2 * orthogonal(rng, 9), rng.normal(size=9), 5)
+        plain, clipped = fk.fit(X), fk.fit(X, stabilize="clip")
+        np.testing.assert_array_equal(clipped.predict([1, 7])[0], plain.predict([1, 7])[0])
+        assert clipped.eigenvector_condition[0] == 1
+        assert np.abs(clipped.predict(200)[1]).max() < 1e3 < np.abs(plain.predict(20)[1]).max()
+
+    def test_a_real_eigenvalue(self, dtype):
+        X = np.array([[1.0, 2.0, 4.0]], dtype)
+        op = fk.fit(X, stabilize="clip")
+        for steps in (1, 50):
+            np.testing.assert_allclose(op.predict(steps), [4.0], rtol=1e-6)
+
+    def test_the_published_reports_stay(self, rng):
+        X = run(rotation(1.3, 0.4), np.array([1.0, 0.0]), 6)
+        plain, clipped = fk.fit(X), fk.fit(X, stabilize="clip")
+        assert plain.rank == clipped.rank
+        assert plain.condition == clipped.condition
+        assert clipped.residual > 0.1 > plain.residual
+
+
+class TestErrors:
+    X = np.random.default_rng(0).normal(size=(6, 4))
+
+    @pytest.mark.parametrize("where", [0, 1, -1])
+    @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (150, 101), (101, 150)])
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    @pytest.mark.parametrize("refine", [False, True])
+    def test_non_finite(self, where, shape, bad, refine, dtype, rng):
+        X = rng.normal(size=(3, *shape)).astype(dtype)
+        X[1, 2, where] = bad
+        with pytest.raises(fk.InputError, match=r"^X: block \(1,\) holds a NaN or an infinity"):
+            fk.fit(X, refine=refine)
+        op = fk.fit(X, check_finite=False, refine=refine)
+        assert op.route[1] == "non-finite"
+        assert np.isnan(op.predict(1)[1]).all()
+        np.testing.assert_array_equal(op.predict(1)[[0, 2]], fk.fit(X[[0, 2]], refine=refine).predict(1))
+
+    @pytest.mark.parametrize("observables", ["affine", None, 3])
+    def test_observables(self, observables):
+        with pytest.raises(ValueError, match="observables: expected"):
+            fk.fit(self.X, observables=observables)
+
+    @pytest.mark.parametrize(
+        ("stabilize", "error", "text"),
+        [("cut", ValueError, "stabilize: expected one of 'clip', got 'cut'"), (0, ValueError, "radius > 0"),
+         (-1.0, ValueError, "radius > 0"), (np.nan, ValueError, "radius > 0"), (np.inf, ValueError, "radius > 0"),
+         (True, TypeError, "stabilize: expected None"), ([1.0], TypeError, "stabilize: expected None")],
+    )  # fmt: skip
+    def test_stabilize(self, stabilize, error, text):
+        with pytest.raises(error, match=text):
+            fk.fit(self.X, stabilize=stabilize)
+
+    def test_steps(self):
+        op = fk.fit(self.X)
+        for steps in (-1, [1, -2]):
+            with pytest.raises(ValueError, match="steps: expected an integer >= 0"):
+                op.predict(steps)
+        for steps in (1.5, [1, 2.0], True, None, "3"):
+            with pytest.raises(TypeError, match="steps: expected an integer"):
+                op.predict(steps)
+        with pytest.raises(ValueError, match="steps: expected an integer or a 1-D sequence, got 2 dimensions"):
+            op.predict(np.ones((2, 2), int))
+        for count in (0, -1):
+            with pytest.raises(ValueError, match="count: expected an integer >= 1"):
+                op.walk().step(count)
+
+    def test_the_rest_is_refused_as_by_predict(self):
+        for call, error, text in (
+            (lambda: fk.fit(self.X[0]), ValueError, "X: expected at least 2 dimensions"),
+            (lambda: fk.fit(self.X[:, :1]), ValueError, "at least 2 snapshots"),
+            (lambda: fk.fit(self.X, cutoff="x"), ValueError, "cutoff: expected one of"),
+            (lambda: fk.fit(self.X, time_axis=2), ValueError, "time_axis: expected"),
+            (lambda: fk.fit(self.X.astype(int)), TypeError, "expected float32 or float64"),
+        ):
+            with pytest.raises(error, match=text):
+                call()
+
+
+def test_refine_answers_by_the_svd(rng):
+    """Conditioning that float64 squares still resolve, but less well than the SVD."""
+    X = graded(rng, 60, 5, low=5e-3)
+    expected = reference.predict(X, 1, ("relative", 1e-6))
+    plain, fine = fk.fit(X, cutoff=1e-6), fk.fit(X, cutoff=1e-6, refine=True)
+    assert (plain.route, fine.route) == ("eigen", "svd")
+    error = [np.linalg.norm(op.predict(1) - expected) for op in (plain, fine)]
+    assert error[1] <= 1e-12 * np.linalg.norm(expected)
+    assert error[0] <= 1e-9 * np.linalg.norm(expected)
+    assert time_major(X).shape == (6, 60)
