@@ -97,6 +97,9 @@ def check_out(out, shape: tuple[int, ...], like: Array) -> Array | None:
                 *expected, *got
             )
         )
+    shared = any(stride == 0 and length > 1 for stride, length in zip(target.data.strides, shape, strict=True))
+    if shared or (target.kind == "torch" and out.is_neg()):
+        raise InputError("out: expected memory of its own for every element, got an expanded or a negated view")
     if not target.data.flags.writeable:
         raise InputError("out: expected a writable array, got a read-only one; leave out= away for a new one")
     return target

@@ -22,6 +22,8 @@ def integer(name: str, value, *, least: int, cure: str = "") -> int:
         raise TypeError(f"{name}: expected an integer, got {value!r} ({type(value).__name__})") from None
     if number < least:
         raise InputError(f"{name}: expected an integer >= {least}, got {number}{'; ' + cure if cure else ''}")
+    if number >= 2**63:
+        raise InputError(f"{name}: expected an integer < 2**63, got {number}")
     return number
 
 

@@ -225,15 +225,18 @@ class KoopmanOperator:
         before = self._X[-2].reshape(-1, self._n)
         if self._n > len(self._X) - 1:
             # x_(m-1) = F e, so U^T x_(m-1) = S V^T e; columns of the basis V S^-1 have norm 1/s
-            with np.errstate(divide="ignore", invalid="ignore"):
-                y = self._factors.basis[:, -1] / np.square(self._factors.basis).sum(axis=1)
-            coefficients = np.einsum("bqr,br->bq", self._factors.lift, np.nan_to_num(y))
+            basis = self._factors.basis
+            size = np.abs(basis).max(axis=1)
+            size[size == 0.0] = 1.0  # past a block's rank
+            norm = np.linalg.norm(basis / size[:, None], axis=1)
+            y = basis[:, -1] / size / np.where(norm == 0.0, 1.0, norm) ** 2 / size
+            coefficients = np.einsum("bqr,br->bq", self._factors.lift, y)
             coefficients[:, -1] -= 1.0  # x_m = Fp e: the miss itself is combined, not its two large terms
             miss = self._backend.combine(self._X[1:], coefficients[:, None])[0]
         else:
             y = np.einsum("bnr,bn->br", self._factors.basis, before)
             miss = np.einsum("bnr,br->bn", self._factors.lift, y) - last
-        return self._report(_relative(miss, last - before))
+        return self._report(_relative(miss, before, last))
 
     @functools.cached_property
     def holdout(self):
@@ -250,8 +253,10 @@ class KoopmanOperator:
         if self._radius is not None:
             factors, _ = self._backend.clip(factors, self._radius)
         state = self._backend.lift(X, self._backend.evolve(factors, np.array([1])))[0]
-        last, before = (self._X[t].reshape(-1, self._n).astype(np.float64) for t in (-1, -2))
-        return self._report(_relative(state - last, last - before))
+        last, before = (self._X[t].reshape(-1, self._n) for t in (-1, -2))
+        with np.errstate(over="ignore", invalid="ignore"):
+            miss = state.astype(np.float64) - last
+        return self._report(_relative(miss, before, last))
 
     def summary(self) -> str:
         """The per-block reports as a table, a line per block."""
@@ -277,10 +282,16 @@ class KoopmanOperator:
         )
 
 
-def _relative(miss: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """||miss|| / ||moved|| per block, in float64."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.linalg.norm(miss.astype(np.float64), axis=1) / np.linalg.norm(moved.astype(np.float64), axis=1)
+def _relative(miss: np.ndarray, x: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """||miss|| / ||target - x|| per block, in float64; NaN where nothing moved and nothing was missed but rounding."""
+    eps = np.finfo(target.dtype).eps
+    miss, x, target = (array.astype(np.float64) for array in (miss, x, target))
+    scale = np.maximum(np.abs(target), np.abs(x)).max(axis=1, initial=0.0, keepdims=True)
+    scale[scale == 0.0] = 1.0
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        miss, moved, size = (np.linalg.norm(part / scale, axis=1) for part in (miss, target - x, target))
+        miss[(moved == 0.0) & (miss <= 8 * eps * size)] = 0.0
+        return miss / moved
 
 
 class Walk:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .checks import InputError, choice, integer
@@ -133,7 +133,16 @@ def groups(parameters: Iterable[Parameter], partition="node", q: int | None = No
             result.append(_rows(name, kind, members, q if kind == "quasi-node" else None))
     if network:
         result.append(_flat("network", "network", network))
-    return result
+    return _distinct(result)
+
+
+def _distinct(found: list[Group]) -> list[Group]:
+    """Groups whose name is empty or taken are called by their first parameter instead."""
+    names = [group.name for group in found]
+    return [
+        replace(group, name=group.pieces[0].parameter.name) if names.count(group.name) > 1 or not group.name else group
+        for group in found
+    ]
 
 
 def _granularities(parameters: list[Parameter], partition) -> dict[str, str]:

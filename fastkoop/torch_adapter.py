@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
 from . import checks
-from .koopman import KoopmanOperator, Walk, fit
+from . import cutoff as rules
+from .koopman import OBSERVABLES, KoopmanOperator, Walk, fit
 from .partition import Group, Parameter, Piece, groups
 
 ALIGNMENT = 16  # bytes that rows of a recording are padded to
@@ -32,7 +35,8 @@ class LayerReport:
     """What a jump did to one group of parameters.
 
     kept counts blocks whose prediction was not finite and that therefore kept their value; rank is
-    (smallest, median, largest) over blocks; residual is the median, see `KoopmanOperator.residual`.
+    (smallest, median, largest) over blocks; residual is the median, see `KoopmanOperator.residual`; seconds
+    is the prediction's time. The operators refer to the recording: use them before it goes on.
     """
 
     name: str
@@ -84,6 +88,7 @@ class _Recording:
         self.members = [(piece, parameters[piece.parameter.name]) for piece in group.pieces]
         dtypes = {member.dtype for _, member in self.members}
         self.dtype = storage_dtype or (torch.float64 if torch.float64 in dtypes else torch.float32)
+        self.largest = min(torch.finfo(dtype).max for dtype in dtypes | {self.dtype})
         lane = ALIGNMENT // self.dtype.itemsize
         self.width = -(-group.n // lane) * lane
         self.buffer: torch.Tensor | None = None
@@ -96,9 +101,14 @@ class _Recording:
     def allocate(self, capacity: int) -> None:
         """A buffer for `capacity` snapshots that keeps what has been recorded."""
         old = self.buffer
-        self.buffer = torch.zeros(capacity, self.group.rows, self.width, dtype=self.dtype)
+        self.buffer = self._zeros(capacity)
         if old is not None:
             self.buffer[: len(old)] = old
+
+    def _zeros(self, snapshots: int) -> torch.Tensor:
+        """Memory that any later call may write to, whatever mode or default device this one runs under."""
+        with torch.inference_mode(False):
+            return torch.zeros(snapshots, self.group.rows, self.width, dtype=self.dtype, device="cpu")
 
     def write(self, slot: int) -> None:
         """Copy the parameters into a snapshot."""
@@ -107,7 +117,7 @@ class _Recording:
     def accumulate(self, first: bool) -> None:
         """Add the parameters to the sum of a window that `finish` turns into a snapshot."""
         if self._sum is None:
-            self._sum = torch.zeros(2, self.group.rows, self.width, dtype=self.dtype)
+            self._sum = self._zeros(2)
         self._copy_to(self._sum[0 if first else 1])
         if not first:
             self._sum[0] += self._sum[1]
@@ -127,8 +137,8 @@ class _Recording:
             _into(member.detach(), piece, states)
 
     def current(self) -> torch.Tensor:
-        """The parameters as (rows, n)."""
-        return torch.cat([_rows(m, p.parameter, self.group.rows).to(self.dtype) for p, m in self.members], dim=1)
+        """The parameters as (rows, n), without a loss of bits."""
+        return torch.cat([_rows(m, p.parameter, self.group.rows) for p, m in self.members], dim=1)
 
 
 def _rows(member: torch.Tensor, parameter: Parameter, rows: int) -> torch.Tensor:
@@ -207,16 +217,19 @@ class KoopmanPhase:
         self.capacity = None if capacity is None else checks.integer("capacity", capacity, least=2)
         if storage_dtype not in (None, torch.float32, torch.float64):
             raise checks.InputError(f"storage_dtype: expected torch.float32 or torch.float64, got {storage_dtype}")
-        if storage_device is not None and torch.device(storage_device).type != "cpu":
+        if storage_device is not None and str(storage_device).partition(":")[0] != "cpu":
             raise checks.InputError(f'storage_device: this version records on the CPU, got "{storage_device}"')
         self._fit_options = {"cutoff": cutoff, "observables": observables, "stabilize": stabilize}
         checks.radius(stabilize)
+        rules.resolve(cutoff, 1, 1, np.float32)
+        checks.choice("observables", observables, OBSERVABLES)
         parameters = _select(model, include, exclude)
         described = [Parameter(name, tuple(p.shape), _unit_axis(model, name)) for name, p in parameters.items()]
         self._recordings = [
             _Recording(group, parameters, storage_dtype) for group in groups(described, partition, q)
         ]
-        self._parameters = list(parameters.values())
+        self._model, self._parameters = model, list(parameters.values())
+        self._names = list(parameters)
         self._allocated = 0
         self._handle = None
         self.clear()
@@ -248,12 +261,15 @@ class KoopmanPhase:
     def plan(self) -> RecordingPlan:
         """Bytes that recording takes."""
         each = sum(recording.bytes_per_snapshot for recording in self._recordings)
-        return RecordingPlan(each, self.capacity, None if self.capacity is None else each * self.capacity)
+        held = None if self.capacity is None else self.capacity + (2 if self.window > 1 else 0)  # and a window's sum
+        return RecordingPlan(each, self.capacity, None if held is None else each * held)
 
     def attach(self, optimizer: torch.optim.Optimizer):
         """Record after each `optimizer.step()`; returns the hook's handle, and `detach` removes it."""
         if self._handle is not None:
             raise checks.InputError("attach: this phase is attached already; call detach() first")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
         self._handle = optimizer.register_step_post_hook(lambda *_: self.record())
         return self._handle
 
@@ -265,8 +281,13 @@ class KoopmanPhase:
 
     @torch.no_grad()
     def record(self) -> None:
-        """Take note of the parameters after an optimizer step; operators fitted before are dropped."""
+        """Take note of the parameters after an optimizer step; operators fitted before are dropped.
+
+        After a `step` or `jump` the recording begins anew: a pair across the move is no optimizer step.
+        """
         began = time.perf_counter()
+        if self.position:
+            self.iterations = self._taken = 0
         if self._operators is not None:
             self._forget()
         phase = self.iterations % self.every
@@ -313,6 +334,7 @@ class KoopmanPhase:
                 f"fit: expected at least 2 snapshots, got {self.snapshots}; train with attach(optimizer), or call "
                 "record() after each optimizer step"
             )
+        self._check_parameters()
         began = time.perf_counter()
         self._forget()
         self._put_in_order()
@@ -325,6 +347,13 @@ class KoopmanPhase:
                 raise checks.InputError(f"layer {recording.group.name}: {error}") from None
         self._operators = operators
         self.fit_seconds = time.perf_counter() - began
+
+    def _check_parameters(self) -> None:
+        """Refuse to move tensors that the model no longer uses."""
+        present = dict(self._model.named_parameters(remove_duplicate=False))
+        for name, parameter in zip(self._names, self._parameters, strict=True):
+            if present.get(name) is not parameter:
+                raise checks.InputError(f"model: {name} was replaced after this phase was made; make a new phase")
 
     def _ready(self) -> list[list[KoopmanOperator]]:
         if self._operators is None:
@@ -391,20 +420,27 @@ class KoopmanPhase:
         came_from, saved = self.position, self._save()
         self._leave()
         count = (self.position + steps) // self.every
-        layers = [self._jump_layer(r, ops, count) for r, ops in zip(self._recordings, operators, strict=True)]
+        predicted = [_timed(lambda ops=ops: [op.predict(count) for op in ops]) for ops in operators]
+        layers = []  # nothing has moved yet; from here on only copies follow
+        for recording, ops, (states, spent) in zip(self._recordings, operators, predicted, strict=True):
+            layers.append(self._report(recording, ops, self._move(recording, states), spent))
         self.position += steps
         report = JumpReport(steps, time.perf_counter() - began, layers, before)
         if guard:
-            report.after = float(guard())
-            report.rolled_back = not report.after <= before
-            if report.rolled_back:
-                self._restore(saved)
-                self.position = came_from
+            try:
+                report.after = float(guard())
+                report.rolled_back = not (math.isfinite(report.after) and report.after <= before)
+            except BaseException:
+                report.rolled_back = True
+                raise
+            finally:
+                if report.rolled_back:
+                    self._restore(saved)
+                    self.position = came_from
         return report
 
-    def _jump_layer(self, recording: _Recording, operators: list[KoopmanOperator], count: int) -> LayerReport:
-        began = time.perf_counter()
-        kept = self._move(recording, [op.predict(count) for op in operators])
+    @staticmethod
+    def _report(recording: _Recording, operators: list[KoopmanOperator], kept: int, seconds: float) -> LayerReport:
         ranks = torch.cat([op.rank.flatten() for op in operators])
         residuals = torch.cat([op.residual.flatten() for op in operators])
         return LayerReport(
@@ -412,10 +448,10 @@ class KoopmanPhase:
             recording.group.granularity,
             len(ranks),
             recording.group.rows * recording.group.n,
-            (int(ranks.min()), float(ranks.double().quantile(0.5)), int(ranks.max())),
+            (int(ranks.min()), float(np.median(ranks.numpy())), int(ranks.max())),
             float(residuals.nanmedian()),
             kept,
-            time.perf_counter() - began,
+            seconds,
             operators,
         )
 
@@ -426,7 +462,7 @@ class KoopmanPhase:
         at = 0
         for state in states:
             rows = state.reshape(recording.group.rows, -1)
-            bad = ~torch.isfinite(state).all(dim=-1, keepdim=True)
+            bad = ~(state.abs() <= recording.largest).all(dim=-1, keepdim=True)  # NaN compares false
             if bad.any():
                 kept += int(bad.sum())
                 current = recording.current()[:, at : at + rows.shape[1]]
@@ -457,6 +493,12 @@ class KoopmanPhase:
         self._departure, self.position = None, 0
 
 
+def _timed(work: Callable) -> tuple:
+    """What `work` returns, and the seconds it took."""
+    began = time.perf_counter()
+    return work(), time.perf_counter() - began
+
+
 def _interval(every: int, window: int) -> tuple[int, int]:
     """Iterations between snapshots and iterates in each snapshot's mean."""
     every = checks.integer("every", every, least=1)
@@ -469,6 +511,8 @@ def _interval(every: int, window: int) -> tuple[int, int]:
 
 
 def _patterns(name: str, patterns: str | Iterable[str] | None, names: list[str]) -> list[str]:
+    if patterns is not None and not isinstance(patterns, Iterable):
+        raise TypeError(f"{name}: expected a name pattern or several, got {patterns!r}")
     patterns = [patterns] if isinstance(patterns, str) else list(patterns or ())
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(candidate, pattern) for candidate in names):
@@ -480,7 +524,7 @@ def _select(model: nn.Module, include, exclude) -> dict[str, nn.Parameter]:
     """Trainable parameters by name, as include and exclude tell; each must be one FastKoop can record."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     wanted = _patterns("include", include, list(parameters))
-    unwanted = _patterns("exclude", exclude, list(parameters))
+    unwanted = _patterns("exclude", exclude, [name for name, _ in model.named_parameters()])
 
     def chosen(name: str) -> bool:
         inside = not wanted or any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
@@ -488,6 +532,8 @@ def _select(model: nn.Module, include, exclude) -> dict[str, nn.Parameter]:
 
     parameters = {name: p for name, p in parameters.items() if chosen(name)}
     for name, parameter in parameters.items():
+        if nn.parameter.is_lazy(parameter):
+            raise checks.InputError(f"model: {name} is uninitialized; run the model once before making a phase")
         if parameter.device.type != "cpu":
             raise TypeError(f"model: this version records on the CPU, but {name} is on {parameter.device}")
         if parameter.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):

@@ -8,7 +8,7 @@ matrix accumulated elsewhere (over shards, over time) can be solved and lifted h
 >>> import numpy as np
 >>> from fastkoop import kernels
 >>> X = np.random.default_rng(0).normal(size=(4, 2, 50)).cumsum(axis=0)   # 3 pairs, 2 blocks, 50 weights
->>> S = kernels.gram(X[..., :20]) + kernels.gram(X[..., 20:])               # two shards of the weights
+>>> S = kernels.gram(X[..., :2], "snapshots") + kernels.gram(X[..., 2:])    # two shards of the weights
 >>> factors = kernels.solve(S, n=50, m=3, cutoff=("relative", 1e-12), dtype=X.dtype)
 >>> states = kernels.lift(X, kernels.evolve(factors, np.array([1, 10])))    # (steps, blocks, weights)
 >>> states.shape, factors.rank.tolist()

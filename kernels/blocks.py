@@ -232,7 +232,7 @@ def certified(L, n, G, kind, value, digits, scale, resolution, W):
     if kind != RELATIVE and kind != SPACING:
         return False
     largest = spectral_norm_bound(G, n)
-    threshold = limit(math.sqrt(largest) * scale, kind, value, digits) / scale
+    threshold = limit(math.sqrt(largest), kind, value, digits, scale)
     needed = max(threshold * threshold, resolution[2] * largest) + resolution[0] * largest
     return 0.9 > needed * inverse_norm2(L, n, W)
 
@@ -244,6 +244,8 @@ def decompose(G, n, kind, value, digits, scale, resolution, work, d, Z):
     Returns (status, rank, threshold, edge): EIGEN, or SVD where the Gram matrix cannot tell.
     """
     if not eigh(G, n, d, Z, work):
+        return SVD, 0, 0.0, False
+    if not math.isfinite(d[0]):
         return SVD, 0, 0.0, False
     largest = max(d[0], 0.0)
     rank, threshold, edge = select(d, n, kind, value, digits, scale, resolution[0] * largest, 0.0, 0.0)
@@ -366,9 +368,12 @@ def solve_range(
     for b in range(first, last):
         S[:, :] = gram[b]
         size = trace(S, order)
+        last2 = dot(S[2 * order], S[2 * order], order) if wide else S[order, order]
         reports[b, :] = 0.0
-        if not 1e-140 < size < 1e140:
-            status[b] = ZERO if size == 0.0 else SVD if math.isfinite(size) else NON_FINITE
+        if not (1e-140 < size < 1e140 and last2 < 1e140):
+            status[b] = SVD if size > 0.0 else ZERO
+            if not math.isfinite(size + last2):
+                status[b] = NON_FINITE
             continue
         scale = normalize(S, 2 * order if wide else rows, columns, size)
         G[:, :] = S[:order, :order]
@@ -529,6 +534,10 @@ def predict_wide(
                 status[b], rank, _, _ = decompose(W, n, kind, value, digits, scale, resolution, work, d, Z)
             if full and not many:
                 inverse_apply(L, n, w, spare, y)
+            elif full and steps > 64 and steps > 4.0 * n * math.log2(steps):
+                for i in range(n):
+                    inverse_apply(L, n, D[i], spare, operator[i])  # K = D C^-1, to be squared
+                advance(operator, n, w, steps, spare, W, P)
             elif full:
                 advance_wide(L, D, n, steps, w, spare, y)
             elif status[b] == EIGEN and not many:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from . import blocks as kernels
 from . import library
 from .cutoffs import KINDS
 from .layout import Blocks, aligned_empty, blocks_of
-from .plan import NON_FINITE, SVD, UNRESOLVED, ZERO, Plan, plan, resolution
+from .plan import KERNEL_ORDER, NON_FINITE, SVD, UNRESOLVED, ZERO, Plan, plan, resolution
 from .pool import over_blocks
 
 DIGITS = {np.dtype(np.float32): 24, np.dtype(np.float64): 53}
@@ -44,13 +45,25 @@ def _rule(cutoff, dtype) -> tuple[int, float, int]:
     return KINDS[kind], float(value), DIGITS[np.dtype(dtype)]
 
 
+def _quiet(function):
+    """No NumPy warning leaves the library routes: a diverged state or inverse may not fit its dtype."""
+
+    @functools.wraps(function)
+    def quiet(*arguments, **options):
+        with np.errstate(over="ignore", invalid="ignore"):
+            return function(*arguments, **options)
+
+    return quiet
+
+
 def _shape(X: np.ndarray, steps: int = 1) -> tuple[Blocks, int, int, Plan]:
     source = blocks_of(X)
     n, m = source.n, source.columns - 1
     return source, n, m, plan(len(source.offsets), n, m, source.dtype, steps)
 
 
-def gram(X: np.ndarray) -> np.ndarray:
+@_quiet
+def gram(X: np.ndarray, side: str | None = None) -> np.ndarray:
     """Gram matrices of the snapshots X (m+1, ..., n): all that `solve` needs to know of them.
 
     Tall blocks (n > m): X^T X, (B, m+1, m+1), a sum over weights; shards of a block's weights add up.
@@ -58,6 +71,7 @@ def gram(X: np.ndarray) -> np.ndarray:
 
     Args:
         X: float32 or float64, any strides; the batch in the middle is flattened to B.
+        side: "snapshots" or "weights" to say which; a shard of a tall block may have n <= m weights itself.
 
     Returns:
         float64, accumulated in float64. Not finite where the data is not.
@@ -65,9 +79,12 @@ def gram(X: np.ndarray) -> np.ndarray:
     NumPy: ``np.einsum("sbi,tbi->bst", X, X)`` for tall blocks.
     """
     source, n, m, how = _shape(X)
-    wide = how.side == "weights"
+    if side not in (None, "snapshots", "weights"):
+        raise ValueError(f'side: expected "snapshots", "weights" or None, got {side!r}')
+    wide = (side or how.side) == "weights"
+    small = (n if wide else m) <= KERNEL_ORDER
     out = np.empty((len(source.offsets), 2 * n + 1, n) if wide else (len(source.offsets), m + 1, m + 1))
-    if how.engine == "kernel":
+    if small:
         over_blocks(kernels.gram_range, len(out), how.flops // 2, *source[:5], source.columns, wide, out)
     else:
         make = library.gram_weights if wide else library.gram_snapshots
@@ -168,6 +185,7 @@ def _replace(factors: Factors, parts: dict[int, library.Reduced], order: int) ->
     return _trim(factors._replace(basis=basis, lift=lift, operator=operator, start=start))
 
 
+@_quiet
 def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False) -> Factors:
     """Reduced operators of the snapshots X (m+1, ..., n), each on the route that resolves the cutoff.
 
@@ -193,12 +211,7 @@ def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False) -> Fa
     if source.dtype == np.float64:  # squares of float64 data may overflow, or vanish
         suspects = np.flatnonzero(np.isin(factors.route, (SVD, ZERO, NON_FINITE)))
     exact = {int(b): library.reduce_svd(source.block(b), cutoff, digits, bounds) for b in suspects}
-    factors = _replace(factors, exact, how.order)
-    if len(finite := np.flatnonzero(factors.route != NON_FINITE)) and wide:
-        # a tall block's Gram matrix has seen x_last; a wide one's has not
-        bad = finite[~np.isfinite(X[-1].reshape(-1, n)[finite]).all(axis=1)]
-        factors.route[bad] = NON_FINITE
-    return factors
+    return _replace(factors, exact, how.order)
 
 
 def evolve(factors: Factors, steps: np.ndarray) -> np.ndarray:
@@ -223,6 +236,7 @@ def advance(factors: Factors, start: np.ndarray, steps: int) -> np.ndarray:
     return y
 
 
+@_quiet
 def combine(rows: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     """Sums over rows (q, ..., n) with coefficients (B, k, q): (k, B, n) in rows' dtype, 64-byte aligned.
 
@@ -231,15 +245,15 @@ def combine(rows: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     source = blocks_of(rows)
     B, states, q = coefficients.shape
     out = aligned_empty((states, B, source.n), source.dtype)
-    with np.errstate(over="ignore"):  # a diverged state may not fit float32
-        if states >= LIBRARY_STATES and q >= LIBRARY_ROWS:
-            for b in range(B):
-                library.combine(source.block(b), coefficients[b], out[:, b])
-        else:
-            over_blocks(kernels.combine_range, B, out.size * q, *source[:5], q, np.ascontiguousarray(coefficients), out)
+    if states >= LIBRARY_STATES and q >= LIBRARY_ROWS:
+        for b in range(B):
+            library.combine(source.block(b), coefficients[b], out[:, b])
+    else:
+        over_blocks(kernels.combine_range, B, out.size * q, *source[:5], q, np.ascontiguousarray(coefficients), out)
     return out
 
 
+@_quiet
 def lift(X: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     """States from coefficients (B, k, q): (k, B, n) in X's dtype, 64-byte aligned.
 
@@ -249,8 +263,7 @@ def lift(X: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     if n > m:
         return combine(X[1:], coefficients)
     out = aligned_empty((coefficients.shape[1], coefficients.shape[0], n), X.dtype)
-    with np.errstate(over="ignore"):
-        out[:] = coefficients.transpose(1, 0, 2)
+    out[:] = coefficients.transpose(1, 0, 2)
     return out
 
 
@@ -262,6 +275,7 @@ def readout(X: np.ndarray, factors: Factors) -> np.ndarray:
     return lift(X, np.ascontiguousarray(factors.lift.transpose(0, 2, 1)))
 
 
+@_quiet
 def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarray]:
     """K^steps x_last of every block, and the route each block took.
 
@@ -295,9 +309,11 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
     for b in np.flatnonzero(route == SVD):
         one = _assemble([library.reduce_svd(source.block(b), cutoff, digits, bounds)], how.order)
         out[b] = lift(source.block(b)[:, None], evolve(one, np.array([steps])))[0, 0]
+        route[b] = one.route[0]
     return out, route
 
 
+@_quiet
 def pinv(F: np.ndarray, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarray]:
     """The pseudo-inverse of every block, and the route each block took.
 

@@ -23,6 +23,7 @@ from .jit import jit
 
 KINDS = {"relative": 0, "spacing": 1, "rank": 2, "energy": 3, "median": 4}
 RELATIVE, SPACING, RANK, ENERGY, MEDIAN = range(5)
+GAP = 16.0  # the mixed part of a prediction is that much smaller than the mixing angle, in the worst case measured
 
 
 @jit
@@ -31,14 +32,18 @@ def spacing(x, digits):
     fraction, exponent = math.frexp(x)
     if fraction >= 1.0 - math.ldexp(1.0, -digits - 1):  # rounds up to a power of two
         exponent += 1
-    return math.ldexp(1.0, exponent - digits)
+    denormal = -149 if digits == 24 else -1074
+    return math.ldexp(1.0, max(exponent - digits, denormal))
 
 
 @jit
-def limit(largest, kind, value, digits):
-    """The threshold of the kinds that need only the largest singular value; monotone in it."""
+def limit(largest, kind, value, digits, scale):
+    """The threshold of the kinds that need only the largest singular value; monotone in it.
+
+    Both are in units of `scale`, a power of two that only the spacing depends on.
+    """
     if kind == SPACING:
-        return value * spacing(largest, digits) if largest > 0.0 else 0.0
+        return value * (spacing(largest * scale, digits) / scale) if largest > 0.0 else 0.0
     return value * largest
 
 
@@ -81,15 +86,14 @@ def select(squares, p, kind, value, digits, scale, blur, slack, floor):
         blur *= 1.0 + value * value  # the median is as uncertain as what it is compared with
         slack *= 1.0 + value
     else:
-        threshold = limit(largest * scale, kind, value, digits) / scale
+        threshold = limit(largest, kind, value, digits, scale)
     rank, edge = 0, False
     while rank < p and math.sqrt(max(squares[rank], 0.0)) > threshold:
         rank += 1
     if kind == SPACING:  # it jumps at powers of two
         doubt = blur / largest + slack
-        edge = limit((largest + doubt) * scale, kind, value, digits) != limit(
-            (largest - doubt) * scale, kind, value, digits
-        )
+        high = limit(largest + doubt, kind, value, digits, scale)
+        edge = high != limit(largest - doubt, kind, value, digits, scale)
     for i in range(p):
         edge |= abs(squares[i] - threshold * threshold) <= blur + 2.0 * slack * threshold + slack * slack
     return rank, threshold, edge
@@ -97,7 +101,13 @@ def select(squares, p, kind, value, digits, scale, blur, slack, floor):
 
 @jit
 def resolved(squares, p, kind, rank, threshold, least):
-    """Whether a Gram matrix whose eigenvalues are trusted down to `least` settles this selection."""
+    """Whether a Gram matrix whose eigenvalues are trusted down to `least` settles this selection.
+
+    The values kept must be that large, and so must GAP times the gap below them, by which the kept vectors
+    mix with the dropped ones (Davis & Kahan 1970); squares has one value more than rank, if there is one.
+    """
     if rank > 0 and squares[rank - 1] < least:
+        return False
+    if 0 < rank < p and GAP * (squares[rank - 1] - squares[rank]) < least:
         return False
     return kind == RANK or kind == ENERGY or rank == p or threshold * threshold >= least

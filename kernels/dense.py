@@ -14,6 +14,7 @@ from .jit import jit, jit_sums
 
 EPS = 2.0**-52
 QL_ITERATIONS = 60  # per eigenvalue; 2 is usual
+NEGLIGIBLE = 1e-20  # of a matrix's norm: far below eps, and its square far above underflow
 
 
 @jit_sums
@@ -81,14 +82,21 @@ def tridiagonalize(A, n, d, e, beta, p):
 
     Reflector k is I - beta[k] v v^T with v = A[k, k+1:n]; p is scratch.
     (Golub & Van Loan 2013, algorithm 8.3.1, on the full matrix so that every access is along a row.)
+
+    What is negligible counts as zero: after r steps on a matrix of rank r the rest is eps of the norm, then
+    eps^2, eps^4, ..., and reflectors made of that would underflow.
     """
+    negligible = 0.0
+    for i in range(n):
+        negligible += dot(A[i], A[i], n)
+    negligible *= NEGLIGIBLE * NEGLIGIBLE
     for k in range(n - 2):
         d[k] = A[k, k]
         v = A[k, k + 1 : n]
         size = n - k - 1
         tail = dot(v[1:], v[1:], size - 1)
-        if tail == 0.0:
-            e[k] = v[0]
+        if tail <= negligible:
+            e[k] = v[0] if v[0] * v[0] > negligible else 0.0
             beta[k] = 0.0
             continue
         alpha = -math.copysign(math.sqrt(v[0] * v[0] + tail), v[0])
@@ -105,7 +113,8 @@ def tridiagonalize(A, n, d, e, beta, p):
             axpy(-p[i], v, row, size)
     if n > 1:
         d[n - 2] = A[n - 2, n - 2]
-        e[n - 2] = A[n - 2, n - 1]
+        last = A[n - 2, n - 1]
+        e[n - 2] = last if last * last > negligible else 0.0
         beta[n - 2] = 0.0
     d[n - 1] = A[n - 1, n - 1]
     e[n - 1] = 0.0

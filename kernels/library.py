@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
-from .cutoffs import KINDS, RELATIVE, SPACING, resolved, select
+from .cutoffs import KINDS, RELATIVE, SPACING, limit, resolved, select
 from .plan import EIGEN, NON_FINITE, SVD, ZERO, Resolution
+from .subspace import LEAST_ORDER, leading_eigh
 
-TILE_ENTRIES = 1 << 21  # float64 numbers converted at a time: 16 MiB beside the data, whatever its size
+TILE_ENTRIES = 1 << 22  # float64 numbers converted at a time: 32 MiB beside the data, whatever its size
 
 
 class Reduced(NamedTuple):
@@ -47,10 +48,11 @@ def tiles(length: int, other: int):
 def gram_snapshots(block: np.ndarray) -> np.ndarray:
     """X^T X of a (columns, n) block, accumulated in float64 over tiles of weights."""
     columns, n = block.shape
-    S = np.zeros((columns, columns))
+    S = np.zeros((columns, columns), order="F")
     for part in tiles(n, columns):
         tile = np.ascontiguousarray(block[:, part], np.float64)
-        S += tile @ tile.T  # NumPy hands a product with its own transpose to syrk
+        S = scipy.linalg.blas.dsyrk(1.0, tile.T, beta=1.0, c=S, trans=1, lower=1, overwrite_c=1)
+    S += np.tril(S, -1).T
     return S
 
 
@@ -72,33 +74,42 @@ def scale_of(block: np.ndarray) -> tuple[int, float]:
     largest = float(np.abs(block).max(initial=0.0))
     if not math.isfinite(largest):
         return NON_FINITE, 1.0
-    return (EIGEN, math.ldexp(1.0, math.frexp(largest)[1])) if largest else (ZERO, 1.0)
+    return (EIGEN, math.ldexp(1.0, math.frexp(largest)[1] - 1)) if largest else (ZERO, 1.0)
 
 
 def truncated_eigh(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
     """Status, and the eigenpairs of G that count: squares, V, their number, the threshold, the edge flag."""
+    kind, value, order = KINDS[cutoff[0]], float(cutoff[1]), len(G)
+    if kind in (RELATIVE, SPACING) and order >= LEAST_ORDER:
+
+        def above(largest: float) -> float:
+            return limit(math.sqrt(largest), kind, value, digits, 1.0) ** 2
+
+        if few := leading_eigh(G, above, bounds.gram):
+            squares, V = few
+            rank, threshold = V.shape[1], math.sqrt(above(squares[0]))
+            clear = resolved(squares, order, kind, rank, threshold, bounds.least * squares[0])
+            return EIGEN if clear else SVD, squares[:rank], V, rank, threshold, False
     squares, V = np.linalg.eigh(G)
     squares, V = squares[::-1].copy(), V[:, ::-1]
-    order, kind = len(squares), KINDS[cutoff[0]]
-    rank, threshold, edge = select(
-        squares, order, kind, float(cutoff[1]), digits, 1.0, bounds.gram * squares[0], 0.0, 0.0
-    )
+    rank, threshold, edge = select(squares, order, kind, value, digits, 1.0, bounds.gram * squares[0], 0.0, 0.0)
     clear = resolved(squares, order, kind, rank, threshold, bounds.least * squares[0])
     return EIGEN if clear else SVD, squares[:rank], V[:, :rank], rank, threshold, bool(edge)
 
 
-def triage(G: np.ndarray) -> int:
-    """EIGEN if a Gram matrix of this size is usable; ZERO, NON_FINITE, or SVD, which scales first."""
-    size = float(np.trace(G))
-    if 1e-140 < size < 1e140:
+def triage(size: float, last2: float) -> int:
+    """EIGEN if a Gram matrix of this trace is usable beside |x_last|^2; ZERO, NON_FINITE, or SVD, which scales."""
+    if not math.isfinite(size + last2):
+        return NON_FINITE
+    if 1e-140 < size < 1e140 and last2 < 1e140:
         return EIGEN
-    return ZERO if size == 0.0 else SVD if math.isfinite(size) else NON_FINITE
+    return SVD if size > 0.0 else ZERO
 
 
 def reduce_gram(S: np.ndarray, order: int, wide: bool, cutoff, digits: int, bounds: Resolution) -> Reduced:
     """The operator from a block's Gram matrix; status SVD where the matrix cannot resolve the cutoff."""
     G = S[:order, :order]
-    status = triage(G)
+    status = triage(float(np.trace(G)), float(S[-1] @ S[-1]) if wide else float(S[order, order]))
     if status != EIGEN:
         return empty(order, status)
     status, squares, V, rank, threshold, edge = truncated_eigh(G, cutoff, digits, bounds)
@@ -161,8 +172,7 @@ def pinv_gram(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resolu
     for part in tiles(len(lines), order):
         tile = np.ascontiguousarray(lines[part], np.float64)
         G += tile.T @ tile
-    status = triage(G)
-    if status != EIGEN:
+    if triage(float(np.trace(G)), 0.0) != EIGEN:
         return SVD  # which settles zero and non-finite blocks too
     status, squares, V, *_ = truncated_eigh(G, cutoff, digits, bounds)
     if status == EIGEN:

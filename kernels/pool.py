@@ -11,7 +11,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-WORK_PER_THREAD = 1 << 18  # multiply-adds; handing less to a second thread costs more than it saves
+WORK_PER_THREAD = 1 << 22  # multiply-adds, half a millisecond; waking a thread for less costs more than it saves
 RANGES_PER_THREAD = 4  # uneven blocks (truncated beside full rank) even out over more, smaller ranges
 
 _lock = threading.Lock()
@@ -42,8 +42,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     global _executor
     with _lock:
         if _executor is None or _executor[:2] != (os.getpid(), threads):
-            if _executor is not None and _executor[0] == os.getpid():
-                _executor[2].shutdown(wait=False)  # queued work still finishes
+            # an earlier pool is dropped, not shut down: a caller may hold it; its idle threads end with it
             _executor = (os.getpid(), threads, ThreadPoolExecutor(threads, "fastkoop"))
         return _executor[2]
 
@@ -60,17 +59,30 @@ if hasattr(os, "register_at_fork"):
 def over_blocks(kernel, blocks: int, work: int, *arguments) -> None:
     """Call `kernel(first, last, *arguments)` over ranges that cover 0 .. blocks, in parallel.
 
-    work is about how many multiply-adds all blocks take; little work stays on the caller's thread.
+    work is about how many multiply-adds all blocks take; little work stays on the caller's thread, which
+    always takes part.
     """
     threads = min(get_num_threads(), blocks, 1 + work // WORK_PER_THREAD)
     if threads <= 1:
         if blocks:
             kernel(0, blocks, *arguments)
         return
-    ranges = min(blocks, threads * RANGES_PER_THREAD)
-    edges = [blocks * i // ranges for i in range(ranges + 1)]
-    pool = _pool(threads)
-    futures = [pool.submit(kernel, edges[i], edges[i + 1], *arguments) for i in range(1, ranges)]
-    kernel(edges[0], edges[1], *arguments)
-    for future in futures:
-        future.result()
+    count = min(blocks, threads * RANGES_PER_THREAD)
+    ranges = iter([(blocks * i // count, blocks * (i + 1) // count) for i in range(count)])
+    take = threading.Lock()
+
+    def help_out() -> None:
+        while True:
+            with take:
+                mine = next(ranges, None)
+            if mine is None:
+                return
+            kernel(*mine, *arguments)
+
+    pool = _pool(get_num_threads())
+    helpers = [pool.submit(help_out) for _ in range(threads - 1)]
+    try:
+        help_out()
+    finally:
+        for helper in helpers:
+            helper.result()

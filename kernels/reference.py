@@ -16,7 +16,7 @@ def gram(X: np.ndarray) -> np.ndarray:
 
 
 def threshold(s: np.ndarray, cutoff: tuple[str, float], dtype) -> float:
-    """The value that singular values s (largest first) must exceed to count."""
+    """The value that singular values s (largest first) must exceed to count, where the rule compares."""
     kind, value = cutoff
     if kind == "relative":
         return value * s[0]
@@ -24,10 +24,7 @@ def threshold(s: np.ndarray, cutoff: tuple[str, float], dtype) -> float:
         return value * float(np.spacing(np.dtype(dtype).type(s[0])))
     if kind == "median":
         return value * float(np.median(s))
-    if kind == "energy":
-        share = np.cumsum(s**2) / np.sum(s**2)
-        value = np.searchsorted(share, value) + 1
-    return s[int(value)] if value < len(s) else 0.0
+    raise ValueError(f"{kind} counts, it has no threshold")
 
 
 def truncated_svd(F: np.ndarray, cutoff: tuple[str, float], dtype=None):
@@ -36,8 +33,17 @@ def truncated_svd(F: np.ndarray, cutoff: tuple[str, float], dtype=None):
     F = np.asarray(F, np.float64)
     U, s, Vt = np.linalg.svd(F, full_matrices=False)
     zero = max(F.shape) * np.finfo(np.float64).eps * s[0]
-    limit = threshold(s, cutoff, dtype) if s[0] > 0 else 0.0
-    count = s > (limit if cutoff[0] in ("relative", "spacing") else max(limit, zero))
+    kind, value = cutoff
+    if s[0] == 0:
+        count = s > 0
+    elif kind == "rank":
+        count = (np.arange(len(s)) < value) & (s > zero)
+    elif kind == "energy":
+        share = np.cumsum(s**2) / np.sum(s**2)
+        count = (np.arange(len(s)) <= np.searchsorted(share, value)) & (s > zero)
+    else:
+        limit = threshold(s, cutoff, dtype)
+        count = s > (max(limit, zero) if kind == "median" else limit)
     return U[:, count], s[count], Vt[count]
 
 
