@@ -85,7 +85,7 @@ class KoopmanOperator:
     def __init__(self, snapshots, factors, backend, source: arrays.Array, cutoff, radius: float | None):
         self._X, self._backend = snapshots, backend
         self._published = factors
-        self._wrap, self._kind = source.wrap, source.kind
+        self._wrap = source.wrap
         self._batch, self._n = snapshots.shape[1:-1], snapshots.shape[-1]
         self._cutoff, self._radius = cutoff, radius
         condition = np.ones(len(factors.rank))

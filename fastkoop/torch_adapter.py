@@ -92,6 +92,8 @@ class _Recording:
         lane = ALIGNMENT // self.dtype.itemsize
         self.width = -(-group.n // lane) * lane
         self.buffer: torch.Tensor | None = None
+        self._array: np.ndarray | None = None  # the buffer as NumPy sees it, whose copies cost a third of torch's
+        self._sources: list[tuple[int, np.ndarray | None]] = [(0, None)] * len(self.members)
         self._sum: torch.Tensor | None = None  # iterates of an unfinished window
 
     @property
@@ -104,6 +106,7 @@ class _Recording:
         self.buffer = self._zeros(capacity)
         if old is not None:
             self.buffer[: len(old)] = old
+        self._array = self.buffer.numpy()
 
     def _zeros(self, snapshots: int) -> torch.Tensor:
         """Memory that any later call may write to, whatever mode or default device this one runs under."""
@@ -112,24 +115,39 @@ class _Recording:
 
     def write(self, slot: int) -> None:
         """Copy the parameters into a snapshot."""
-        self._copy_to(self.buffer[slot])
+        row = self._array[slot]
+        for i, (piece, member) in enumerate(self.members):
+            address, source = self._sources[i]
+            if member.data_ptr() != address or source is None:
+                source = self._view(i)
+            target = row[:, piece.start : piece.start + piece.width]
+            if source is None:
+                torch.from_numpy(target).copy_(_rows(member, piece.parameter, self.group.rows))
+            else:
+                target[...] = source
+
+    def _view(self, i: int) -> np.ndarray | None:
+        """Parameter i as a NumPy view (rows, width), remembered by address; None if torch has to convert it."""
+        piece, member = self.members[i]
+        rows = _rows(member, piece.parameter, self.group.rows)
+        direct = rows.dtype == self.dtype and rows.data_ptr() == member.data_ptr() and not rows.is_neg()
+        view = rows.numpy() if direct else None
+        self._sources[i] = (member.data_ptr(), view)
+        return view
 
     def accumulate(self, first: bool) -> None:
         """Add the parameters to the sum of a window that `finish` turns into a snapshot."""
         if self._sum is None:
             self._sum = self._zeros(2)
-        self._copy_to(self._sum[0 if first else 1])
+        row = self._sum[0 if first else 1]
+        for piece, member in self.members:
+            row[:, piece.start : piece.start + piece.width].copy_(_rows(member, piece.parameter, self.group.rows))
         if not first:
             self._sum[0] += self._sum[1]
 
     def finish(self, slot: int, count: int) -> None:
         """Write the mean of the window's `count` iterates into a snapshot."""
         torch.div(self._sum[0], count, out=self.buffer[slot])
-
-    def _copy_to(self, row: torch.Tensor) -> None:
-        for piece, member in self.members:
-            value = _rows(member, piece.parameter, self.group.rows)
-            row[:, piece.start : piece.start + piece.width].copy_(value)
 
     def apply(self, states: torch.Tensor) -> None:
         """Set the parameters to (rows, n) states, in place."""
@@ -152,9 +170,10 @@ def _rows(member: torch.Tensor, parameter: Parameter, rows: int) -> torch.Tensor
 def _into(member: torch.Tensor, piece: Piece, rows: torch.Tensor) -> None:
     """Copy a parameter's columns of a group's (rows, n) into the parameter, the inverse of `_rows`."""
     target = member
-    if member.ndim and len(rows) == piece.parameter.units:
+    if piece.parameter.unit_axis and len(rows) == piece.parameter.units:
         target = member.movedim(piece.parameter.unit_axis, 0)
-    target.copy_(rows[:, piece.start : piece.start + piece.width].reshape(target.shape))
+    value = rows[:, piece.start : piece.start + piece.width]
+    target.copy_(value if value.shape == target.shape else value.reshape(target.shape))
 
 
 class KoopmanPhase:
@@ -462,8 +481,9 @@ class KoopmanPhase:
         at = 0
         for state in states:
             rows = state.reshape(recording.group.rows, -1)
-            bad = ~(state.abs() <= recording.largest).all(dim=-1, keepdim=True)  # NaN compares false
-            if bad.any():
+            values = state.numpy()
+            if not -recording.largest <= values.min() <= values.max() <= recording.largest:  # NaN compares false
+                bad = ~(state.abs() <= recording.largest).all(dim=-1, keepdim=True)
                 kept += int(bad.sum())
                 current = recording.current()[:, at : at + rows.shape[1]]
                 rows = torch.where(bad.expand(state.shape).reshape(rows.shape), current, rows)

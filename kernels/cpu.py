@@ -12,10 +12,12 @@ from . import library
 from .cutoffs import KINDS
 from .layout import Blocks, aligned_empty, blocks_of
 from .plan import KERNEL_ORDER, NON_FINITE, SVD, UNRESOLVED, ZERO, Plan, plan, resolution
-from .pool import over_blocks
+from .pool import each_block, over_blocks
 
 DIGITS = {np.dtype(np.float32): 24, np.dtype(np.float64): 53}
 
+# Blocks up to this order go through LAPACK several at a time with a BLAS thread each, larger ones one at a time.
+ALONE_ORDER = 1024
 # This many states from this many rows a block are a matrix product for BLAS.
 LIBRARY_STATES, LIBRARY_ROWS = 8, 64
 
@@ -56,6 +58,11 @@ def _quiet(function):
     return quiet
 
 
+def _each(function, blocks: int, order: int) -> list:
+    """function(b) of every block in BLAS and LAPACK; how many threads a block gets is decided by its order alone."""
+    return each_block(_quiet(function), blocks, alone=order <= ALONE_ORDER)
+
+
 def _shape(X: np.ndarray, steps: int = 1) -> tuple[Blocks, int, int, Plan]:
     source = blocks_of(X)
     n, m = source.n, source.columns - 1
@@ -88,8 +95,8 @@ def gram(X: np.ndarray, side: str | None = None) -> np.ndarray:
         over_blocks(kernels.gram_range, len(out), how.flops // 2, *source[:5], source.columns, wide, out)
     else:
         make = library.gram_weights if wide else library.gram_snapshots
-        for b in range(len(out)):
-            out[b] = make(source.block(b))
+        for b, S in enumerate(_each(lambda b: make(source.block(b)), len(out), n if wide else m)):
+            out[b] = S
     return out
 
 
@@ -122,7 +129,8 @@ def _solve(gram: np.ndarray, n: int, m: int, cutoff, dtype) -> Factors:
     bounds = resolution(n, m, dtype)
     B = len(gram)
     if plan(B, n, m, dtype).engine == "library":
-        return _assemble([library.reduce_gram(S, order, wide, cutoff, digits, bounds) for S in gram], order)
+        parts = _each(lambda b: library.reduce_gram(gram[b], wide, cutoff, digits, bounds), B, order)
+        return _assemble(parts, order)
     basis, operator = np.zeros((B, order, order)), np.zeros((B, order, order))
     lift = np.zeros((B, order, order)) if wide else basis
     start, reports = np.zeros((B, order)), np.zeros((B, 3))
@@ -194,24 +202,20 @@ def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False) -> Fa
     """
     source, n, m, how = _shape(X)
     digits, bounds, wide = DIGITS[source.dtype], resolution(n, m, source.dtype), n <= m
+    exactly = functools.partial(library.reduce_svd, cutoff=cutoff, digits=digits, bounds=bounds)
+    B = len(source.offsets)
     if refine:
-        return _assemble(
-            [library.reduce_svd(source.block(b), cutoff, digits, bounds) for b in range(len(source.offsets))],
-            how.order,
-        )
+        return _assemble(_each(lambda b: exactly(source.block(b)), B, how.order), how.order)
     if how.engine == "kernel":
         factors = _solve(gram(X), n, m, cutoff, source.dtype)
-    else:  # one Gram matrix at a time: thousands of rows each
-        make = library.gram_weights if wide else library.gram_snapshots
-        parts = []
-        for b in range(len(source.offsets)):
-            parts.append(library.reduce_gram(make(source.block(b)), how.order, wide, cutoff, digits, bounds))
+    else:
+        parts = _each(lambda b: library.reduce_block(source.block(b), wide, cutoff, digits, bounds), B, how.order)
         factors = _assemble(parts, how.order)
     suspects = np.flatnonzero(factors.route == SVD)
     if source.dtype == np.float64:  # squares of float64 data may overflow, or vanish
         suspects = np.flatnonzero(np.isin(factors.route, (SVD, ZERO, NON_FINITE)))
-    exact = {int(b): library.reduce_svd(source.block(b), cutoff, digits, bounds) for b in suspects}
-    return _replace(factors, exact, how.order)
+    exact = _each(lambda i: exactly(source.block(suspects[i])), len(suspects), how.order)
+    return _replace(factors, dict(zip(suspects.tolist(), exact, strict=True)), how.order)
 
 
 def evolve(factors: Factors, steps: np.ndarray) -> np.ndarray:
@@ -237,12 +241,12 @@ def advance(factors: Factors, start: np.ndarray, steps: int) -> np.ndarray:
 
 
 @_quiet
-def combine(rows: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    """Sums over rows (q, ..., n) with coefficients (B, k, q): (k, B, n) in rows' dtype, 64-byte aligned.
+def combine(rows: np.ndarray | Blocks, coefficients: np.ndarray) -> np.ndarray:
+    """Sums over rows (q, ..., n), or their `Blocks`, with coefficients (B, k, q): (k, B, n) in rows' dtype, aligned.
 
     Products and sums are float64. NumPy: ``np.einsum("bkq,qbn->kbn", coefficients, rows)``.
     """
-    source = blocks_of(rows)
+    source = rows if isinstance(rows, Blocks) else blocks_of(rows)
     B, states, q = coefficients.shape
     out = aligned_empty((states, B, source.n), source.dtype)
     if states >= LIBRARY_STATES and q >= LIBRARY_ROWS:
@@ -267,12 +271,12 @@ def lift(X: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     return out
 
 
-def readout(X: np.ndarray, factors: Factors) -> np.ndarray:
-    """Rows (r, B, n) in X's dtype with K^t x_last = combine(rows, y) for y = operator^(t - 1) start.
+def readout(X: np.ndarray, factors: Factors) -> Blocks:
+    """Rows (r, B, n) in X's dtype, as `Blocks`, with K^t x_last = combine(rows, y) for y = operator^(t - 1) start.
 
     Made once, they spare a walk through many states the pass over all snapshots at each of them.
     """
-    return lift(X, np.ascontiguousarray(factors.lift.transpose(0, 2, 1)))
+    return blocks_of(lift(X, np.ascontiguousarray(factors.lift.transpose(0, 2, 1))))
 
 
 @_quiet
@@ -306,10 +310,13 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
     bounds = resolution(n, m, source.dtype)
     kernel = kernels.predict_wide if how.side == "weights" else kernels.predict_tall
     over_blocks(kernel, B, how.flops // 2, *source[:5], m, steps, kind, value, digits, tuple(bounds), out, route)
-    for b in np.flatnonzero(route == SVD):
-        one = _assemble([library.reduce_svd(source.block(b), cutoff, digits, bounds)], how.order)
+    suspects = np.flatnonzero(route == SVD)
+    reduce = functools.partial(library.reduce_svd, cutoff=cutoff, digits=digits, bounds=bounds)
+    parts = _each(lambda i: reduce(source.block(suspects[i])), len(suspects), how.order)
+    for b, part in zip(suspects, parts, strict=True):
+        one = _assemble([part], how.order)
         out[b] = lift(source.block(b)[:, None], evolve(one, np.array([steps])))[0, 0]
-        route[b] = one.route[0]
+        route[b] = part.status
     return out, route
 
 
@@ -335,8 +342,12 @@ def pinv(F: np.ndarray, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarr
             tuple(bounds), out, route,
         )  # fmt: skip
     else:
-        for b in range(B):
-            route[b] = library.pinv_gram(source.block(b), wide, cutoff, digits, bounds, out[b])
-    for b in np.flatnonzero(route == SVD):
-        route[b] = library.pinv_svd(source.block(b), cutoff, digits, bounds, out[b])
+        order = min(n, m)
+        route[:] = _each(lambda b: library.pinv_gram(source.block(b), wide, cutoff, digits, bounds, out[b]), B, order)
+    suspects = np.flatnonzero(route == SVD)
+    route[suspects] = _each(
+        lambda i: library.pinv_svd(source.block(suspects[i]), cutoff, digits, bounds, out[suspects[i]]),
+        len(suspects),
+        min(n, m),
+    )
     return out, route

@@ -106,25 +106,66 @@ def triage(size: float, last2: float) -> int:
     return SVD if size > 0.0 else ZERO
 
 
-def reduce_gram(S: np.ndarray, order: int, wide: bool, cutoff, digits: int, bounds: Resolution) -> Reduced:
-    """The operator from a block's Gram matrix; status SVD where the matrix cannot resolve the cutoff."""
-    G = S[:order, :order]
-    status = triage(float(np.trace(G)), float(S[-1] @ S[-1]) if wide else float(S[order, order]))
+def reduce_snapshots(S: np.ndarray, cutoff, digits: int, bounds: Resolution) -> Reduced:
+    """A tall block's operator from X^T X; status SVD where the matrix cannot resolve the cutoff."""
+    m = len(S) - 1
+    G = S[:m, :m]
+    status = triage(float(np.trace(G)), float(S[m, m]))
     if status != EIGEN:
-        return empty(order, status)
+        return empty(m, status)
     status, squares, V, rank, threshold, edge = truncated_eigh(G, cutoff, digits, bounds)
     if rank and squares[-1] <= 0.0:  # nothing a Gram matrix could say
-        return empty(order, SVD)
+        return empty(m, SVD)
     values = np.sqrt(squares)
-    if wide:
-        basis = V
-        lift = S[order : 2 * order] @ (V / squares)
-        operator, start = V.T @ lift, V.T @ S[2 * order]
-    else:
-        basis = lift = V / values
-        operator, start = basis.T @ S[:order, 1:] @ basis, basis.T @ S[:order, order]
-    ends = (float(values[0]), float(values[-1])) if rank else (0.0, 0.0)
-    return Reduced(basis, lift, operator, start, rank, threshold, *ends, edge, status)
+    basis = V / values
+    operator, start = basis.T @ S[:m, 1:] @ basis, basis.T @ S[:m, m]
+    return Reduced(basis, basis, operator, start, rank, threshold, *_ends(values), edge, status)
+
+
+def reduce_weights(C: np.ndarray, after, last: np.ndarray, cutoff, digits: int, bounds: Resolution) -> Reduced:
+    """A wide block's operator from C = F F^T, after(V) = Fp F^T V and x_last; status SVD as above."""
+    status = triage(float(np.trace(C)), float(last @ last))
+    if status != EIGEN:
+        return empty(len(C), status)
+    status, squares, V, rank, threshold, edge = truncated_eigh(C, cutoff, digits, bounds)
+    if rank and squares[-1] <= 0.0:
+        return empty(len(C), SVD)
+    lift = after(V / squares)
+    return Reduced(V, lift, V.T @ lift, V.T @ last, rank, threshold, *_ends(np.sqrt(squares)), edge, status)
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    return (float(values[0]), float(values[-1])) if len(values) else (0.0, 0.0)
+
+
+def reduce_gram(S: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resolution) -> Reduced:
+    """The operator from a block's Gram matrix, as `gram_snapshots` or `gram_weights` makes it."""
+    if not wide:
+        return reduce_snapshots(S, cutoff, digits, bounds)
+    n = S.shape[1]
+    return reduce_weights(S[:n], lambda V: S[n : 2 * n] @ V, S[-1], cutoff, digits, bounds)
+
+
+def reduce_block(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resolution) -> Reduced:
+    """The operator of a (columns, n) block by its Gram matrix.
+
+    Of a wide block's Fp F^T only the product with the few vectors that are kept is made, from the data.
+    """
+    if not wide:
+        return reduce_snapshots(gram_snapshots(block), cutoff, digits, bounds)
+    C = np.zeros((block.shape[1], block.shape[1]))
+    for part in tiles(len(block) - 1, block.shape[1]):
+        F = np.ascontiguousarray(block[part], np.float64)
+        C += F.T @ F
+
+    def after(V: np.ndarray) -> np.ndarray:
+        W = np.zeros_like(V)
+        for part in tiles(len(block) - 1, block.shape[1]):
+            tile = np.ascontiguousarray(block[part.start : part.stop + 1], np.float64)
+            W += tile[1:].T @ (tile[:-1] @ V)
+        return W
+
+    return reduce_weights(C, after, block[-1].astype(np.float64), cutoff, digits, bounds)
 
 
 def truncated_svd(F: np.ndarray, cutoff, digits: int, bounds: Resolution, scale: float):
@@ -152,7 +193,7 @@ def reduce_svd(block: np.ndarray, cutoff, digits: int, bounds: Resolution) -> Re
     coordinates = Vt.T / s
     W = X[:, 1:] @ coordinates
     basis, lift = (U, W) if n <= m else (coordinates / scale, coordinates / scale)
-    ends = (float(s[0]) * scale, float(s[-1]) * scale) if rank else (0.0, 0.0)
+    ends = (end * scale for end in _ends(s))
     return Reduced(
         basis, lift, U.T @ W, U.T @ X[:, -1] * scale, rank, threshold * scale, *ends, edge, SVD
     )

@@ -7,9 +7,12 @@ changes a result.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+
+from threadpoolctl import threadpool_limits
 
 WORK_PER_THREAD = 1 << 22  # multiply-adds, half a millisecond; waking a thread for less costs more than it saves
 RANGES_PER_THREAD = 4  # uneven blocks (truncated beside full rank) even out over more, smaller ranges
@@ -48,12 +51,49 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _forget_after_fork() -> None:
-    global _lock, _executor
-    _lock, _executor = threading.Lock(), None
+    global _lock, _executor, _limiting, _limited
+    _lock, _executor, _limiting, _limited = threading.Lock(), None, threading.Lock(), 0
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+_limiting = threading.Lock()
+_limited = 0
+_limit = None
+
+
+@contextlib.contextmanager
+def one_blas_thread():
+    """BLAS held to one thread while several blocks are in LAPACK at a time; callers may nest and overlap."""
+    global _limited, _limit
+    with _limiting:
+        if _limited == 0:
+            _limit = threadpool_limits(limits=1, user_api="blas")
+        _limited += 1
+    try:
+        yield
+    finally:
+        with _limiting:
+            _limited -= 1
+            if _limited == 0:
+                _limit.restore_original_limits()
+
+
+def each_block(function, blocks: int, alone: bool) -> list:
+    """[function(b) for b in range(blocks)]: in parallel with a BLAS thread each, or one after another with all."""
+    if not alone:
+        return [function(b) for b in range(blocks)]
+    results = [None] * blocks
+
+    def run(first: int, last: int) -> None:
+        for b in range(first, last):
+            results[b] = function(b)
+
+    with one_blas_thread():
+        over_blocks(run, blocks, blocks * WORK_PER_THREAD)
+    return results
 
 
 def over_blocks(kernel, blocks: int, work: int, *arguments) -> None:

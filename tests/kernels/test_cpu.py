@@ -480,7 +480,7 @@ def test_results_are_aligned_and_of_the_data_type(dtype, rng, engine):
         factors = kernels.fit(X, NOISE)
         results = (
             kernels.predict(X, 0, NOISE)[0], kernels.predict(X, 2, NOISE)[0], kernels.pinv(X, NOISE)[0],
-            kernels.lift(X, kernels.evolve(factors, np.array([1, 2]))), kernels.readout(X, factors),
+            kernels.lift(X, kernels.evolve(factors, np.array([1, 2]))),
         )  # fmt: skip
         for result in results:
             assert result.dtype == dtype

@@ -29,14 +29,17 @@ def test_gram_matrices(n, m, dtype, rng):
     np.testing.assert_allclose(make(X.T), reference.gram(X), rtol=0, atol=8 * max(n, m) * EPS64 * 16)
 
 
-@pytest.mark.parametrize("reduce", ["gram", "svd"])
+@pytest.mark.parametrize("reduce", ["gram", "block", "svd"])
 @pytest.mark.parametrize(("n", "m"), [(40, 6), (6, 40), (6, 6)])
-def test_both_reductions_are_the_same_operator(n, m, reduce, dtype, rng):
+def test_all_reductions_are_the_same_operator(n, m, reduce, dtype, rng):
     X = orbit(rng, n, m, dtype)
     bounds, rule = resolution(n, m, dtype), ("relative", 1e-4)
     if reduce == "gram":
         make = library.gram_snapshots if n > m else library.gram_weights
-        part = library.reduce_gram(make(X.T), min(n, m), n <= m, rule, DIGITS[dtype.name], bounds)
+        part = library.reduce_gram(make(X.T), n <= m, rule, DIGITS[dtype.name], bounds)
+        assert part.status == EIGEN
+    elif reduce == "block":
+        part = library.reduce_block(X.T, n <= m, rule, DIGITS[dtype.name], bounds)
         assert part.status == EIGEN
     else:
         part = library.reduce_svd(X.T, rule, DIGITS[dtype.name], bounds)
@@ -55,7 +58,10 @@ def test_what_a_gram_matrix_cannot_tell_goes_to_the_svd(wide, rng):
     n, m = (6, 30) if wide else (30, 6)
     X = graded(rng, n, m, low=1e-9)
     S = reference.gram(X)
-    status = lambda S, c: library.reduce_gram(S, 6, wide, ("relative", c), 53, resolution(n, m, np.float64)).status  # noqa: E731
+
+    def status(S, c):
+        return library.reduce_gram(S, wide, ("relative", c), 53, resolution(n, m, np.float64)).status
+
     assert status(S, 1e-12) == SVD
     assert status(S, 0.05) == EIGEN
     assert status(S * 0, 0.05) == ZERO

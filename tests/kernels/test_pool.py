@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 from fastkoop.kernels import pool
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from fastkoop import kernels
 
@@ -158,3 +159,35 @@ def test_after_a_fork(tmp_path):
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "alive"
+
+
+def blas_threads():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+def test_each_block_holds_blas_to_one_thread_and_gives_it_back(threads):
+    threads(2)
+    with threadpool_limits(2, user_api="blas"):
+        check_each_block()
+
+
+def check_each_block():
+    before = blas_threads()
+    assert 2 in before
+    inside = pool.each_block(lambda b: (b, blas_threads()), 9, alone=True)
+    assert [b for b, _ in inside] == list(range(9))
+    assert all(set(counts) == {1} for _, counts in inside)
+    assert blas_threads() == before
+    assert pool.each_block(lambda b: blas_threads(), 2, alone=False) == [before, before]
+
+
+def test_overlapping_limits_are_undone_once_the_last_has_left():
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        first, second = pool.one_blas_thread(), pool.one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert set(blas_threads()) == {1}
+        second.__exit__(None, None, None)
+        assert blas_threads() == before
