@@ -6,6 +6,10 @@ from types import ModuleType
 
 from . import kernels
 from .arrays import Array
+from .checks import integer
+from .kernels.plan import NON_FINITE, ROUTES
+
+__all__ = ["NON_FINITE", "ROUTES", "backend_for", "get_num_threads", "set_num_threads"]
 
 
 def backend_for(array: Array) -> ModuleType:
@@ -24,6 +28,4 @@ def set_num_threads(threads: int) -> None:
     Args:
         threads: at least 1.
     """
-    from .checks import integer
-
     kernels.set_num_threads(integer("threads", threads, least=1))

@@ -8,8 +8,7 @@ import numpy as np
 
 from . import arrays, checks
 from . import cutoff as rules
-from .backends import backend_for
-from .kernels.plan import NON_FINITE, ROUTES
+from .backends import NON_FINITE, ROUTES, backend_for
 from .linalg import refuse_non_finite, time_major
 
 OBSERVABLES = ("identity",)

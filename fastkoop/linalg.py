@@ -6,8 +6,7 @@ import numpy as np
 
 from . import arrays, checks
 from . import cutoff as rules
-from .backends import backend_for
-from .kernels.plan import NON_FINITE
+from .backends import NON_FINITE, backend_for
 
 
 def time_major(data: np.ndarray, time_axis: int) -> np.ndarray:

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import blocks as kernels
-from . import library
+from . import algebra, blocks, fused, library
 from .cutoffs import KINDS
 from .layout import Blocks, aligned_empty, blocks_of
 from .plan import KERNEL_ORDER, NON_FINITE, SVD, UNRESOLVED, ZERO, Plan, plan, resolution
@@ -92,7 +91,7 @@ def gram(X: np.ndarray, side: str | None = None) -> np.ndarray:
     small = (n if wide else m) <= KERNEL_ORDER
     out = np.empty((len(source.offsets), 2 * n + 1, n) if wide else (len(source.offsets), m + 1, m + 1))
     if small:
-        over_blocks(kernels.gram_range, len(out), how.flops // 2, *source[:5], source.columns, wide, out)
+        over_blocks(blocks.gram_range, len(out), how.flops // 2, *source[:5], source.columns, wide, out)
     else:
         make = library.gram_weights if wide else library.gram_snapshots
         for b, S in enumerate(_each(lambda b: make(source.block(b)), len(out), n if wide else m)):
@@ -136,7 +135,7 @@ def _solve(gram: np.ndarray, n: int, m: int, cutoff, dtype) -> Factors:
     start, reports = np.zeros((B, order)), np.zeros((B, 3))
     rank, edge, route = np.zeros(B, np.int64), np.zeros(B, np.bool_), np.zeros(B, np.int8)
     over_blocks(
-        kernels.solve_range, B, 8 * B * order**3, np.ascontiguousarray(gram), order, wide, kind, value, digits,
+        algebra.solve_range, B, 8 * B * order**3, np.ascontiguousarray(gram), order, wide, kind, value, digits,
         tuple(bounds), basis, lift, operator, start, rank, reports, edge, route,
     )  # fmt: skip
     return _trim(Factors(basis, lift, operator, start, rank, *reports.T.copy(), edge, route))
@@ -227,7 +226,7 @@ def evolve(factors: Factors, steps: np.ndarray) -> np.ndarray:
     out = np.empty((B, len(steps), q))
     work = out.size * r + B * r * r * int(steps[-1] if len(steps) else 0)
     over_blocks(
-        kernels.evolve_range, B, work, factors.lift, factors.operator, factors.start, factors.rank,
+        algebra.evolve_range, B, work, factors.lift, factors.operator, factors.start, factors.rank,
         np.ascontiguousarray(steps, np.int64), out,
     )  # fmt: skip
     return out
@@ -236,7 +235,7 @@ def evolve(factors: Factors, steps: np.ndarray) -> np.ndarray:
 def advance(factors: Factors, start: np.ndarray, steps: int) -> np.ndarray:
     """Coordinates `steps` further on: operator^steps start, (B, r), a new array."""
     y = np.array(start, np.float64, order="C")
-    over_blocks(kernels.advance_range, len(y), y.size * y.shape[1] * steps, factors.operator, factors.rank, steps, y)
+    over_blocks(algebra.advance_range, len(y), y.size * y.shape[1] * steps, factors.operator, factors.rank, steps, y)
     return y
 
 
@@ -253,7 +252,7 @@ def combine(rows: np.ndarray | Blocks, coefficients: np.ndarray) -> np.ndarray:
         for b in range(B):
             library.combine(source.block(b), coefficients[b], out[:, b])
     else:
-        over_blocks(kernels.combine_range, B, out.size * q, *source[:5], q, np.ascontiguousarray(coefficients), out)
+        over_blocks(blocks.combine_range, B, out.size * q, *source[:5], q, np.ascontiguousarray(coefficients), out)
     return out
 
 
@@ -297,7 +296,7 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
     out, route = aligned_empty((B, n), source.dtype), np.zeros(B, np.int8)
     if steps == 0:
         finite = np.ones(B, np.bool_)
-        over_blocks(kernels.finite_range, B, X.size, *source[:5], source.columns, finite)
+        over_blocks(blocks.finite_range, B, X.size, *source[:5], source.columns, finite)
         out[:] = X[-1].reshape(B, n)
         out[~finite] = np.nan
         return out, np.where(finite, route, NON_FINITE).astype(np.int8)
@@ -308,7 +307,7 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
         return out, factors.route
     kind, value, digits = _rule(cutoff, source.dtype)
     bounds = resolution(n, m, source.dtype)
-    kernel = kernels.predict_wide if how.side == "weights" else kernels.predict_tall
+    kernel = fused.predict_wide if how.side == "weights" else fused.predict_tall
     over_blocks(kernel, B, how.flops // 2, *source[:5], m, steps, kind, value, digits, tuple(bounds), out, route)
     suspects = np.flatnonzero(route == SVD)
     reduce = functools.partial(library.reduce_svd, cutoff=cutoff, digits=digits, bounds=bounds)
@@ -338,7 +337,7 @@ def pinv(F: np.ndarray, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarr
     out, route = aligned_empty((B, m, n), source.dtype), np.zeros(B, np.int8)
     if plan(B, n, m, source.dtype).engine == "kernel":
         over_blocks(
-            kernels.pinv_range, B, out.size * min(n, m), *source[:5], m, wide, kind, value, digits,
+            fused.pinv_range, B, out.size * min(n, m), *source[:5], m, wide, kind, value, digits,
             tuple(bounds), out, route,
         )  # fmt: skip
     else:

@@ -6,6 +6,7 @@ t2; then, from the same weights, T more epochs of the optimizer and as many Koop
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -112,21 +113,22 @@ class Curve:
 
 
 class WeightWatch:
-    """The paths of a few weights: of every matrix the two that moved most and the one that moved as usual."""
+    """The paths of a few weights: of three matrices the weight that moved most and the one that moved as usual."""
 
     def __init__(self, model: nn.Module, start: list[torch.Tensor]):
+        matrices = [(i, *named) for i, named in enumerate(model.named_parameters()) if named[1].ndim > 1]
         self._entries, self.labels = [], []
-        matrices = [(name, p, s) for (name, p), s in zip(model.named_parameters(), start, strict=True) if p.ndim > 1]
-        for name, parameter, origin in (matrices[0], matrices[len(matrices) // 2], matrices[-1]):
-            order = (parameter.detach() - origin).abs().flatten().argsort(descending=True)
+        for i, name, parameter in (matrices[0], matrices[len(matrices) // 2], matrices[-1]):
+            order = (parameter.detach() - start[i]).abs().flatten().argsort(descending=True)
             for entry in (int(order[0]), int(order[len(order) // 2])):
-                self._entries.append((parameter, entry))
+                self._entries.append((i, entry))
                 index = ", ".join(map(str, np.unravel_index(entry, parameter.shape)))
                 self.labels.append(f"{name}[{index}]")
 
-    def read(self) -> list[float]:
-        """The weights' present values."""
-        return [float(parameter.detach().flatten()[entry]) for parameter, entry in self._entries]
+    def read(self, model: nn.Module) -> list[float]:
+        """The weights' present values in a model."""
+        parameters = list(model.parameters())
+        return [float(parameters[i].detach().flatten()[entry]) for i, entry in self._entries]
 
 
 def compile_kernels() -> float:
@@ -176,86 +178,84 @@ def run_seed(config: Config, data: datasets.Dataset, seed: int, tick: Callable[[
     def record(done: int, of: int) -> None:
         if done > skip:
             phase.record()
-        path.append(watch.read())
+        path.append(watch.read(model))
         tick("recording", done, of)
 
     _train(model, optimizer, batches, config.t2 - config.t1, record)
     average = phase.average()
-    total = config.T * batches.per_epoch
-    stride = math.lcm(config.every, config.eval_every)
-    koopman, reports, predicted = _koopman_side(config, model, phase, evaluate, watch, total, stride, tick)
-    trained, true = _optimizer_side(config, model, optimizer, batches, evaluate, watch, stride, tick)
+    phase.fit()
+    trained, moved, true, predicted = _side_by_side(config, model, optimizer, phase, batches, evaluate, watch, tick)
+    final = config.T * batches.per_epoch // config.every * config.every
+    if phase.position:
+        phase.rollback()
+    jump = phase.jump(final)
     _assign(model, average)
     loss, accuracy = evaluate(model)
     run = {
         "seed": seed,
         "optimizer": asdict(trained),
-        "koopman": {**asdict(koopman), "record_seconds": phase.record_seconds, **reports},
+        "koopman": {
+            **asdict(moved),
+            "record_seconds": phase.record_seconds,
+            "fit_seconds": phase.fit_seconds,
+            "jump_seconds": jump.seconds,
+            "rank": {layer.name: list(layer.rank) for layer in jump.layers},
+            "spectral_radius": {layer.name: layer.spectral_radius for layer in jump.layers},
+            "residual": {layer.name: layer.residual for layer in jump.layers},
+            "kept": {layer.name: layer.kept for layer in jump.layers},
+        },
         "average": {"test_loss": loss, "test_accuracy": accuracy},
     }
-    steps = np.arange(config.every, total + 1, config.every)
-    paths = WeightPaths(
-        watch.labels, np.arange(1 - recorded, 1), np.array(path), steps, np.array(true)[steps - 1], np.array(predicted)
+    steps = np.arange(config.every, final + 1, config.every)
+    if not len(steps):
+        return run, None
+    recorded_at = np.arange(1 - recorded, 1)
+    return run, WeightPaths(
+        watch.labels, recorded_at, np.array(path), steps, np.array(true)[steps - 1], np.array(predicted)
     )
-    return run, paths if len(steps) else None
 
 
 def _train(model, optimizer, batches: Batches, epochs: int, after: Callable[[int, int], None]) -> None:
     """Train for some epochs; after(done, of) follows every iteration."""
-    done, of = 0, epochs * batches.per_epoch
-    for _ in range(epochs):
-        for images, labels in batches.epoch():
-            train_step(model, optimizer, images, labels)
-            done += 1
-            after(done, of)
+    for done, (images, labels) in enumerate(_epochs(batches, epochs), 1):
+        train_step(model, optimizer, images, labels)
+        after(done, epochs * batches.per_epoch)
 
 
-def _koopman_side(config, model, phase, evaluate, watch, total, stride, tick):
-    """Step through the T phase with the weights materialised, and once jump; the parameters end as they began."""
-    curve, path = Curve(), []
-    curve.evaluate(0, evaluate(model))
-    phase.fit()
-    final = total // config.every * config.every
-    for iteration in range(config.every, final + 1, config.every):
+def _side_by_side(config, model, optimizer, phase, batches, evaluate, watch, tick):
+    """The T phase: a twin of the model trains on, while Koopman steps move the model, one after the other.
+
+    In turn, so that a machine whose speed drifts treats both alike. Fetching a batch is not timed.
+
+    Returns:
+        The optimizer's and Koopman's curve, and the watched weights' path of each.
+    """
+    twin, twin_optimizer = copy.deepcopy((model, optimizer))
+    trained, moved, true, predicted = Curve(), Curve(), [], []
+    for curve in (trained, moved):
+        curve.evaluate(0, evaluate(model))
+    total = config.T * batches.per_epoch
+    final, stride = total // config.every * config.every, math.lcm(config.every, config.eval_every)
+    for iteration, (images, labels) in enumerate(_epochs(batches, config.T), 1):
         began = time.perf_counter()
-        phase.step()
-        curve.step_seconds.append(time.perf_counter() - began)
-        path.append(watch.read())
-        if iteration % stride == 0 or iteration == final:
-            curve.evaluate(iteration, evaluate(model))
-        tick("Koopman", iteration, total)
-    if phase.position:
-        phase.rollback()
-    jump = phase.jump(final)
-    phase.rollback()
-    reports = {
-        "fit_seconds": phase.fit_seconds,
-        "jump_seconds": jump.seconds,
-        "rank": {layer.name: list(layer.rank) for layer in jump.layers},
-        "spectral_radius": {layer.name: layer.spectral_radius for layer in jump.layers},
-        "residual": {layer.name: layer.residual for layer in jump.layers},
-        "kept": {layer.name: layer.kept for layer in jump.layers},
-    }
-    return curve, reports, path
-
-
-def _optimizer_side(config, model, optimizer, batches, evaluate, watch, stride, tick):
-    """Train on through the T phase; fetching a batch is not timed."""
-    curve, path = Curve(), []
-    curve.evaluate(0, evaluate(model))
-    iteration, total = 0, config.T * batches.per_epoch
-    final = total // config.every * config.every
-    for _ in range(config.T):
-        for images, labels in batches.epoch():
-            iteration += 1
+        train_step(twin, twin_optimizer, images, labels)
+        trained.step_seconds.append(time.perf_counter() - began)
+        true.append(watch.read(twin))
+        if iteration % config.every == 0:
             began = time.perf_counter()
-            train_step(model, optimizer, images, labels)
-            curve.step_seconds.append(time.perf_counter() - began)
-            path.append(watch.read())
-            if iteration <= final and (iteration % stride == 0 or iteration == final):
-                curve.evaluate(iteration, evaluate(model))
-            tick(config.optimizer, iteration, total)
-    return curve, path
+            phase.step()
+            moved.step_seconds.append(time.perf_counter() - began)
+            predicted.append(watch.read(model))
+        if iteration == final or (iteration < final and iteration % stride == 0):
+            trained.evaluate(iteration, evaluate(twin))
+            moved.evaluate(iteration, evaluate(model))
+        tick(f"{config.optimizer} and Koopman", iteration, total)
+    return trained, moved, true, predicted
+
+
+def _epochs(batches: Batches, epochs: int):
+    for _ in range(epochs):
+        yield from batches.epoch()
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def test_the_figures_are_there_and_nothing_else(run_once):
 
 def test_progress_is_reported_for_every_part(run_once):
     _, _, ticks = run_once
-    assert {what for _, what, _, _ in ticks} == {"training", "recording", "Koopman", "adadelta"}
+    assert {what for _, what, _, _ in ticks} == {"training", "recording", "adadelta and Koopman"}
     assert all(1 <= done <= of for _, _, done, of in ticks)
 
 
