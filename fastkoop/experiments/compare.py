@@ -155,8 +155,6 @@ def run_seed(config: Config, data: datasets.Dataset, seed: int, tick: Callable[[
     optimizer = make_optimizer(config.optimizer, model, config.lr)
     batches, evaluate = Batches(data, config.batch_size, seed), Evaluation(data)
     start = [parameter.detach().clone() for parameter in model.parameters()]
-    _train(model, optimizer, batches, config.t1, lambda done, of: tick("training", done, of))
-
     recorded = (config.t2 - config.t1) * batches.per_epoch
     skip = recorded % config.every  # so that the newest snapshot is the last iterate
     if recorded // config.every < 2:
@@ -164,6 +162,8 @@ def run_seed(config: Config, data: datasets.Dataset, seed: int, tick: Callable[[
             f"every: {recorded} recorded iterations hold fewer than 2 snapshots at every={config.every}; lower it, "
             "or record for more epochs (t2 - t1)"
         )
+    _train(model, optimizer, batches, config.t1, lambda done, of: tick("training", done, of))
+
     phase = KoopmanPhase(
         model,
         config.partition,
