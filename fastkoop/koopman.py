@@ -161,8 +161,14 @@ class KoopmanOperator:
         coefficients = np.ascontiguousarray(coordinates @ lift.transpose(0, 2, 1))
         if self._n <= len(self._X) - 1:
             return coefficients.transpose(0, 2, 1)
-        after = self._X[1:].astype(np.float64)
-        return self._backend.combine(after, coefficients).transpose(1, 2, 0)
+        return self._combine(self._X[1:], coefficients)
+
+    def _combine(self, snapshots: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+        """(B, n, k) float64 sums over snapshots, with bits that do not depend on a small block's neighbours."""
+        B, n, m = len(self._factors.rank), self._n, len(self._X) - 1
+        large = self._backend.plan(B, n, m, self._X.dtype).engine == "library"
+        rows = self._backend.combine(snapshots.astype(np.float64), coefficients, products=large)
+        return rows.transpose(1, 2, 0)
 
     def matrix(self):
         """K itself, (..., n, n) in X's dtype: n^2 numbers a block, formed only on request."""
@@ -170,9 +176,7 @@ class KoopmanOperator:
         left = self._rows(self._factors.lift, identity)
         right = self._factors.basis
         if self._n > len(self._X) - 1:
-            before = self._X[:-1].astype(np.float64)
-            right = self._backend.combine(before, np.ascontiguousarray(right.transpose(0, 2, 1)))
-            right = right.transpose(1, 2, 0)
+            right = self._combine(self._X[:-1], np.ascontiguousarray(right.transpose(0, 2, 1)))
         K = left @ right.transpose(0, 2, 1)
         return self._wrap(K.astype(self._X.dtype).reshape(*self._batch, self._n, self._n))
 

@@ -363,7 +363,10 @@ class KoopmanPhase:
             try:
                 operators.append([fit(view, time_axis=0, **self._fit_options) for view in views])
             except checks.InputError as error:
-                raise checks.InputError(f"layer {recording.group.name}: {error}") from None
+                raise checks.InputError(
+                    f"layer {recording.group.name}: {error} (if training diverged, lower its learning "
+                    "rate, or leave the layer out)"
+                ) from None
         self._operators = operators
         self.fit_seconds = time.perf_counter() - began
 

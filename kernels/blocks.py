@@ -195,7 +195,10 @@ def combine_range(first, last, flat, offsets, time_stride, stride, n, rows, coef
     w = np.empty(n)
     for b in range(first, last):
         for k in range(coefficients.shape[1]):
-            apply_snapshots(flat, offsets[b], time_stride, stride, n, rows, coefficients[b, k], w)
+            used = rows  # up to the block's own rank, whatever its neighbours'
+            while used > 0 and coefficients[b, k, used - 1] == 0.0:
+                used -= 1
+            apply_snapshots(flat, offsets[b], time_stride, stride, n, used, coefficients[b, k], w)
             for i in range(n):
                 out[k, b, i] = w[i]
 

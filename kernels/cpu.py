@@ -115,6 +115,9 @@ def solve(gram: np.ndarray, n: int, m: int, cutoff: tuple[str, float], dtype) ->
         Factors. Where float64 products cannot resolve the cutoff, route is "unresolved" and edge is set:
         the rank is then what the Gram matrix says, and only the data itself can tell better.
     """
+    expected = (m + 1, m + 1) if n > m else (2 * n + 1, n)
+    if gram.ndim != 3 or gram.shape[1:] != expected:
+        raise ValueError(f"gram: expected (B, {expected[0]}, {expected[1]}) for n={n}, m={m}, got {gram.shape}")
     factors = _solve(gram, n, m, cutoff, dtype)
     unresolved = factors.route == SVD
     factors.route[unresolved], factors.edge[unresolved] = UNRESOLVED, True
@@ -223,11 +226,14 @@ def evolve(factors: Factors, steps: np.ndarray) -> np.ndarray:
     lift operator^(steps - 1) start, one small product a step, or repeated squaring over long gaps.
     """
     B, q, r = factors.lift.shape
+    steps = np.ascontiguousarray(steps, np.int64)
+    if len(steps) and (steps[0] < 1 or (np.diff(steps) < 0).any()):
+        raise ValueError(f"steps: expected ascending counts >= 1, got {steps}")
     out = np.empty((B, len(steps), q))
     work = out.size * r + B * r * r * int(steps[-1] if len(steps) else 0)
     over_blocks(
         algebra.evolve_range, B, work, factors.lift, factors.operator, factors.start, factors.rank,
-        np.ascontiguousarray(steps, np.int64), out,
+        steps, out,
     )  # fmt: skip
     return out
 
@@ -240,15 +246,21 @@ def advance(factors: Factors, start: np.ndarray, steps: int) -> np.ndarray:
 
 
 @_quiet
-def combine(rows: np.ndarray | Blocks, coefficients: np.ndarray) -> np.ndarray:
+def combine(rows: np.ndarray | Blocks, coefficients: np.ndarray, *, products: bool = True) -> np.ndarray:
     """Sums over rows (q, ..., n), or their `Blocks`, with coefficients (B, k, q): (k, B, n) in rows' dtype, aligned.
 
-    Products and sums are float64. NumPy: ``np.einsum("bkq,qbn->kbn", coefficients, rows)``.
+    Products and sums are float64; products=False never makes them a matrix product of BLAS, so that the bits do
+    not depend on how many there are. NumPy: ``np.einsum("bkq,qbn->kbn", coefficients, rows)``.
     """
     source = rows if isinstance(rows, Blocks) else blocks_of(rows)
     B, states, q = coefficients.shape
+    if B != len(source.offsets) or q > source.columns:
+        raise ValueError(
+            f"coefficients: expected (B, k, q) with B = {len(source.offsets)} and q <= {source.columns} rows, "
+            f"got {coefficients.shape}"
+        )
     out = aligned_empty((states, B, source.n), source.dtype)
-    if states >= LIBRARY_STATES and q >= LIBRARY_ROWS:
+    if products and states >= LIBRARY_STATES and q >= LIBRARY_ROWS:
         for b in range(B):
             library.combine(source.block(b), coefficients[b], out[:, b])
     else:
@@ -257,14 +269,14 @@ def combine(rows: np.ndarray | Blocks, coefficients: np.ndarray) -> np.ndarray:
 
 
 @_quiet
-def lift(X: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+def lift(X: np.ndarray, coefficients: np.ndarray, *, products: bool = True) -> np.ndarray:
     """States from coefficients (B, k, q): (k, B, n) in X's dtype, 64-byte aligned.
 
     Tall blocks: Fp times the coefficients, see `combine`. Wide blocks: the coefficients are the states.
     """
     n, m = X.shape[-1], len(X) - 1
     if n > m:
-        return combine(X[1:], coefficients)
+        return combine(X[1:], coefficients, products=products)
     out = aligned_empty((coefficients.shape[1], coefficients.shape[0], n), X.dtype)
     out[:] = coefficients.transpose(1, 0, 2)
     return out
@@ -275,7 +287,8 @@ def readout(X: np.ndarray, factors: Factors) -> Blocks:
 
     Made once, they spare a walk through many states the pass over all snapshots at each of them.
     """
-    return blocks_of(lift(X, np.ascontiguousarray(factors.lift.transpose(0, 2, 1))))
+    large = min(X.shape[-1], len(X) - 1) > KERNEL_ORDER
+    return blocks_of(lift(X, np.ascontiguousarray(factors.lift.transpose(0, 2, 1)), products=large))
 
 
 @_quiet

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 from threadpoolctl import threadpool_limits
 
@@ -52,6 +52,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 def _forget_after_fork() -> None:
     global _lock, _executor, _limiting, _limited
+    if _limited:
+        _limit.restore_original_limits()
     _lock, _executor, _limiting, _limited = threading.Lock(), None, threading.Lock(), 0
 
 
@@ -83,6 +85,8 @@ def one_blas_thread():
 
 def each_block(function, blocks: int, alone: bool) -> list:
     """[function(b) for b in range(blocks)]: in parallel with a BLAS thread each, or one after another with all."""
+    if not blocks:
+        return []  # not even a look at the BLAS libraries, which costs a millisecond
     if not alone:
         return [function(b) for b in range(blocks)]
     results = [None] * blocks
@@ -112,6 +116,7 @@ def over_blocks(kernel, blocks: int, work: int, *arguments) -> None:
     take = threading.Lock()
 
     def help_out() -> None:
+        nonlocal ranges
         while True:
             with take:
                 mine = next(ranges, None)
@@ -123,6 +128,11 @@ def over_blocks(kernel, blocks: int, work: int, *arguments) -> None:
     helpers = [pool.submit(help_out) for _ in range(threads - 1)]
     try:
         help_out()
+    except BaseException:
+        with take:
+            ranges = iter(())  # the others finish what they have begun
+        raise
     finally:
-        for helper in helpers:
-            helper.result()
+        wait(helpers)
+    for helper in helpers:
+        helper.result()

@@ -162,6 +162,11 @@ def run_seed(config: Config, data: datasets.Dataset, seed: int, tick: Callable[[
             f"every: {recorded} recorded iterations hold fewer than 2 snapshots at every={config.every}; lower it, "
             "or record for more epochs (t2 - t1)"
         )
+    if 0 < config.T * batches.per_epoch < config.every:
+        raise checks.InputError(
+            f"every: {config.every} iterations are longer than the T phase of {config.T * batches.per_epoch}, in which "
+            "no Koopman step would be made; lower it, or raise T"
+        )
     _train(model, optimizer, batches, config.t1, lambda done, of: tick("training", done, of))
 
     phase = KoopmanPhase(

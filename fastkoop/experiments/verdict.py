@@ -40,7 +40,8 @@ def rows(results: dict) -> list[tuple[str, ...]]:
         accuracy = _over_seeds(results, lambda run, side=side: final_accuracy(run, side))
         step, phase = "", ""
         if side != AVERAGE:
-            step = milliseconds(_over_seeds(results, lambda run, side=side: seconds(run, side)["step"]))
+            each = _over_seeds(results, lambda run, side=side: seconds(run, side)["step"])
+            step = milliseconds(each / (results["config"]["every"] if side == KOOPMAN else 1))
             phase = f"{_over_seeds(results, lambda run, side=side: seconds(run, side)['phase']):.3g} s"
         if side == KOOPMAN:
             phase += f" ({_over_seeds(results, lambda run: seconds(run, KOOPMAN)['jump']):.3g} s by jump)"
@@ -65,10 +66,14 @@ def _loss_words(results: dict, name: str) -> list[str]:
         _over_seeds(results, lambda run, side=side: final_loss(run, side)) for side in (OPTIMIZER, KOOPMAN, AVERAGE)
     )
     wins = sum(final_loss(run, KOOPMAN) < final_loss(run, OPTIMIZER) for run in runs)
-    winner, ratio = ("Koopman", optimizer / koopman) if koopman < optimizer else (name, koopman / optimizer)
+    low, high = sorted((optimizer, koopman))
+    winner, ratio = "Koopman" if koopman < optimizer else name, high / low if low else math.inf
     seeds = f"Koopman ends below {name} on {wins} of {len(runs)} seed{'s' * (len(runs) != 1)}"
-    lines = [f"Loss: {winner} ends the phase ahead, {min(optimizer, koopman):.4g} against "
-             f"{max(optimizer, koopman):.4g} ({ratio:.3g} times); {seeds}."]  # fmt: skip
+    if koopman == optimizer:
+        lines = [f"Loss: neither is ahead, both end the phase at {koopman:.4g}."]
+    else:
+        lines = [f"Loss: {winner} ends the phase ahead, {low:.4g} against "
+                 f"{high:.4g} ({ratio:.3g} times); {seeds}."]  # fmt: skip
     best = min(((loss, at) for run in runs for at, loss in _dip(run)), default=None)
     if best:
         lines.append(f"On the way Koopman is best at iteration {best[1]}, with a loss {best[0]:.1%} of its start's.")

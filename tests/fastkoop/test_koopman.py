@@ -341,3 +341,14 @@ def test_refine_answers_by_the_svd(rng):
     assert error[1] <= 1e-12 * np.linalg.norm(expected)
     assert error[0] <= 1e-9 * np.linalg.norm(expected)
     assert time_major(X).shape == (6, 60)
+
+
+def test_neighbours_of_a_higher_rank_change_no_bit(dtype, rng):
+    """Walks, matrices and modes, too, depend on a block's own problem alone."""
+    low = np.stack([orbit(rng, 3, 70, np.float64)] * 1)[0]
+    low = (rng.normal(size=(100, 3)) @ low).astype(dtype)
+    pair = np.stack([low, orbit(rng, 100, 70, dtype)])
+    alone, beside = fk.fit(low[None], cutoff=1e-5), fk.fit(pair, cutoff=1e-5)
+    assert alone.rank[0] < beside.rank[1]
+    np.testing.assert_array_equal(alone.walk().step()[0], beside.walk().step()[0])
+    np.testing.assert_array_equal(alone.matrix()[0], beside.matrix()[0])

@@ -486,3 +486,14 @@ def test_results_are_aligned_and_of_the_data_type(dtype, rng, engine):
             assert result.dtype == dtype
             assert aligned(result)
             assert result.flags.c_contiguous
+
+
+def test_foreign_gram_matrices_and_coefficients_are_checked_for_size():
+    with pytest.raises(ValueError, match=r"gram: expected \(B, 4, 4\) for n=50, m=3, got \(2, 3, 3\)"):
+        kernels.solve(np.ones((2, 3, 3)), 50, 3, NOISE, np.float64)
+    with pytest.raises(ValueError, match=r"coefficients: expected \(B, k, q\) with B = 1 and q <= 2 rows"):
+        kernels.combine(np.ones((2, 1, 4)), np.ones((1, 1, 2000)))
+    factors = kernels.fit(np.ones((4, 1, 5)), NOISE)
+    for steps in ([0, 1], [3, 2]):
+        with pytest.raises(ValueError, match="steps: expected ascending counts >= 1"):
+            kernels.evolve(factors, np.array(steps))
