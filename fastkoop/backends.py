@@ -23,7 +23,9 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(threads: int) -> None:
-    """Set how many threads FastKoop's CPU kernels use in this process. Results do not depend on it.
+    """Set how many threads FastKoop's CPU kernels use in this process. Their results do not depend on it.
+
+    Blocks with both n and m above 1024, and products for many states at once, use BLAS's own threads.
 
     Args:
         threads: at least 1.

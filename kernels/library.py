@@ -1,6 +1,6 @@
 """Blocks for BLAS and LAPACK: those too large for the Numba kernels, and those a Gram matrix cannot resolve.
 
-One block at a time, a (columns, n) view in; the algebra is that of blocks.py, so that both give `Reduced`.
+Functions of one block, a (columns, n) view in; the algebra is that of blocks.py, so that both give `Reduced`.
 """
 
 from __future__ import annotations

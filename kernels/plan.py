@@ -35,7 +35,7 @@ class Plan(NamedTuple):
     """How one batch of equal blocks is computed.
 
     side: "snapshots" (tall, n > m: the Gram matrix is F^T F, m x m) or "weights" (wide: F F^T, n x n);
-    engine: "kernel" (Numba, one block per thread) or "library" (BLAS and LAPACK, block by block);
+    engine: "kernel" (Numba, one block per thread) or "library" (BLAS and LAPACK);
     bytes: data read once plus result written once; flops: multiply-adds of the Gram route, times two.
     """
 
