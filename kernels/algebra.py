@@ -11,9 +11,24 @@ import numpy as np
 
 from .blocks import is_finite
 from .cutoffs import MEDIAN, RELATIVE, SPACING, limit, resolved, select
-from .dense import axpy, dot, eigh, inverse_norm2, matmul, solve_upper
+from .dense import (
+    EPS,
+    axpy,
+    cholesky,
+    dot,
+    eigh,
+    matmul,
+    matvec,
+    ql,
+    reflect,
+    solve_lower,
+    solve_upper,
+    tridiagonalize,
+    unrotate,
+)  # fmt: skip
 from .jit import jit
 from .plan import EIGEN, NON_FINITE, SVD, ZERO
+from .simd import tile_of
 
 
 @jit
@@ -60,27 +75,35 @@ def normalize(S, rows, columns, size):
 
 
 @jit
-def spectral_norm_bound(G, n):
-    """The Frobenius norm of G, an upper bound on its largest eigenvalue."""
-    total = 0.0
-    for i in range(n):
-        total += dot(G[i], G[i], n)
-    return math.sqrt(total)
+def certified(S, n, kind, value, digits, scale, resolution, R):
+    """Prove from the Gram matrix S that every singular value counts and that the Gram route resolves it.
 
-
-@jit
-def certified(L, n, G, kind, value, digits, scale, resolution, W):
-    """Prove from G = L L^T that every singular value counts and that the Gram route resolves it.
-
-    The smallest eigenvalue is at least 1 / ||L^-1||_F^2 and the largest at most ||G||_F; a tenth is
-    kept for rounding. kind must be one that only needs the largest singular value.
+    That is that its smallest eigenvalue exceeds what is needed, and it does if S minus `needed` times the identity
+    has a Cholesky factor, up to (n + 1) eps trace(S) for the factor's own rounding (Rump 2006, lemma 2.4; Demmel
+    1989). The largest eigenvalue is at most ||S||_F. Reads the upper triangle; R is scratch. kind must be one that
+    only needs the largest singular value.
     """
     if kind != RELATIVE and kind != SPACING:
         return False
-    largest = spectral_norm_bound(G, n)
+    total = 0.0
+    for i in range(n):
+        R[i, i:n] = S[i, i:n]
+        total += 2.0 * dot(S[i, i:], S[i, i:], n - i) - S[i, i] * S[i, i]
+    largest = math.sqrt(total)
     threshold = limit(math.sqrt(largest), kind, value, digits, scale)
     needed = max(threshold * threshold, resolution[2] * largest) + resolution[0] * largest
-    return 0.9 > needed * inverse_norm2(L, n, W)
+    needed += (n + 4) * EPS * trace(S, n)
+    for i in range(n):
+        R[i, i] -= needed
+    return cholesky(R, n, n)
+
+
+@jit
+def _judge(squares, n, kind, value, digits, scale, resolution):
+    """Rank, whether a Gram matrix with these eigenvalues, largest first, settles it, the threshold and the edge."""
+    largest = max(squares[0], 0.0)
+    rank, threshold, edge = select(squares, n, kind, value, digits, scale, resolution[0] * largest, 0.0, 0.0)
+    return rank, resolved(squares, n, kind, value, rank, threshold, resolution[2] * largest), threshold, edge
 
 
 @jit
@@ -89,34 +112,66 @@ def decompose(G, n, kind, value, digits, scale, resolution, work, d, Z):
 
     Returns (status, rank, threshold, edge): EIGEN, or SVD where the Gram matrix cannot tell.
     """
-    if not eigh(G, n, d, Z, work):
+    if not (eigh(G, n, d, Z, work) and math.isfinite(d[0])):
         return SVD, 0, 0.0, False
-    if not math.isfinite(d[0]):
-        return SVD, 0, 0.0, False
-    largest = max(d[0], 0.0)
-    rank, threshold, edge = select(d, n, kind, value, digits, scale, resolution[0] * largest, 0.0, 0.0)
-    clear = resolved(d, n, kind, rank, threshold, resolution[2] * largest)
+    rank, clear, threshold, edge = _judge(d, n, kind, value, digits, scale, resolution)
     return EIGEN if clear else SVD, rank, threshold, edge
+
+
+@jit
+def truncated_solve(A, n, x, kind, value, digits, scale, resolution, work, spectrum, rotations, sweeps):
+    """x <- A^+ x, truncated, without eigenvectors: the rotations of QL go to x and, undone, back.
+
+    Returns the status EIGEN, or SVD where the Gram matrix A cannot tell; A is overwritten. spectrum is a
+    (2, >= n) scratch, for the eigenvalues as QL leaves them and largest first.
+    """
+    d, ordered, e, beta, y = spectrum[0], spectrum[1], work[3], work[4], work[0]
+    tridiagonalize(A, n, d, e, beta, work)
+    reflect(A, n, beta, x, True)
+    for i in range(n):  # T is last first
+        y[i] = x[n - 1 - i]
+    converged, swept = ql(d, e, n, False, A, y, rotations, sweeps)
+    for i in range(n):  # by insertion: they come nearly in order
+        j = i
+        while j > 0 and ordered[j - 1] < d[i]:
+            ordered[j] = ordered[j - 1]
+            j -= 1
+        ordered[j] = d[i]
+    if not (converged and math.isfinite(ordered[0])):
+        return SVD
+    rank, clear = _judge(ordered, n, kind, value, digits, scale, resolution)[:2]
+    if not clear:
+        return SVD
+    for i in range(n):
+        y[i] = y[i] / d[i] if rank and d[i] >= ordered[rank - 1] else 0.0
+    unrotate(y, rotations, sweeps, swept)
+    for i in range(n):
+        x[i] = y[n - 1 - i]
+    reflect(A, n, beta, x, False)
+    return EIGEN
 
 
 @jit
 def reduce_snapshots(S, m, rank, d, Z, basis, operator, start, work):
     """Tall: U = F basis is orthonormal, operator = U^T K U, start = U^T x_last; lift = Fp basis.
 
-    basis (m, rank) = V Lambda^-1/2, in its first `rank` columns; everything scaled like S.
+    basis (m, rank) = V Lambda^-1/2, in its first `rank` columns; everything scaled like S. F^T Fp is F^T F a column
+    further on, then h = F^T x_last, so that V^T F^T Fp is Lambda V^T a column further on, then V^T h.
     """
     for r in range(rank):
-        scale = 1.0 / math.sqrt(d[r])
-        for i in range(m):
-            Z[r, i] *= scale
-            basis[i, r] = Z[r, i]
         start[r] = dot(S[m], Z[r], m)
-    for r in range(rank):  # row r of basis^T H, then of basis^T H basis; H = S[:m, 1:]
-        work[:m] = 0.0
-        for i in range(m):
-            axpy(Z[r, i], S[i, 1:], work, m)
+    for r in range(rank):  # row r of V^T F^T Fp, then of that times V
+        for j in range(m - 1):
+            work[j] = d[r] * Z[r, j + 1]
+        work[m - 1] = start[r]
+        matvec(Z, work, rank, m, operator[r])
+    for r in range(rank):
+        scale = 1.0 / math.sqrt(d[r])
+        start[r] *= scale
         for k in range(rank):
-            operator[r, k] = dot(work, Z[k], m)
+            operator[r, k] *= scale / math.sqrt(d[k])
+        for i in range(m):
+            basis[i, r] = Z[r, i] * scale
 
 
 @jit
@@ -151,8 +206,7 @@ def advance(M, n, y, steps, spare, P, Q):
         P[:n, :n] = M[:n, :n]
         while steps:
             if steps & 1:
-                for i in range(n):
-                    spare[i] = dot(P[i], y, n)
+                matvec(P, y, n, n, spare)
                 y[:n] = spare[:n]
             steps >>= 1
             if steps:
@@ -160,8 +214,7 @@ def advance(M, n, y, steps, spare, P, Q):
                 P[:n, :n] = Q[:n, :n]
         return
     for _ in range(steps):
-        for i in range(n):
-            spare[i] = dot(M[i], y, n)
+        matvec(M, y, n, n, spare)
         y[:n] = spare[:n]
 
 
@@ -180,20 +233,19 @@ def advance_companion(a, m, steps, c, spare, M, P, Q):
 
 
 @jit
-def inverse_apply(L, n, w, spare, y):
-    """y = (L L^T)^-1 w."""
-    for i in range(n):
-        spare[i] = (w[i] - dot(L[i], spare, i)) / L[i, i]
-    solve_upper(L, n, spare, y)
+def inverse_apply(R, n, w, spare, y):
+    """y = (R^T R)^-1 w."""
+    y[:n] = w[:n]
+    solve_lower(R, n, y, spare)
+    solve_upper(R, n, spare, y)
 
 
 @jit
-def advance_wide(L, D, n, steps, w, spare, y):
-    """w <- (D C^-1)^steps w with C = L L^T."""
+def advance_wide(R, D, n, steps, w, spare, y):
+    """w <- (D C^-1)^steps w with C = R^T R."""
     for _ in range(steps):
-        inverse_apply(L, n, w, spare, y)
-        for i in range(n):
-            w[i] = dot(D[i], y, n)
+        inverse_apply(R, n, w, spare, y)
+        matvec(D, y, n, n, w)
 
 
 @jit
@@ -204,8 +256,8 @@ def solve_range(
     """Reduced operators from Gram matrices. reports[b] = threshold, largest and smallest kept singular value."""
     rows, columns = gram.shape[1], gram.shape[2]
     S = np.empty((rows, columns))
-    G, Z = np.empty((order, order)), np.empty((order, order))
-    d, work = np.empty(order), np.empty((4, order + 1))
+    G, Z = tile_of(order, order), tile_of(order, order)
+    d, work = np.empty(order), tile_of(5, order)
     for b in range(first, last):
         S[:, :] = gram[b]
         size = trace(S, order)
@@ -217,7 +269,7 @@ def solve_range(
                 status[b] = NON_FINITE
             continue
         scale = normalize(S, 2 * order if wide else rows, columns, size)
-        G[:, :] = S[:order, :order]
+        G[:, :order] = S[:order, :order]
         status[b], kept, threshold, edge[b] = decompose(
             G, order, kind, value, digits, scale, resolution, work, d, Z
         )
@@ -253,8 +305,7 @@ def evolve_range(first, last, lift, operator, start, rank, steps, out):
         for k in range(len(steps)):
             advance(operator[b], r, y, steps[k] - at, spare, P, Q)
             at = steps[k]
-            for i in range(out.shape[2]):
-                out[b, k, i] = dot(lift[b, i], y, r)
+            matvec(lift[b], y, out.shape[2], r, out[b, k])
 
 
 @jit

@@ -13,10 +13,14 @@ import math
 
 import numpy as np
 
+from .dense import axpy
 from .jit import jit, jit_sums
+from .simd import MICRO, MICRO_LANES, add_products, lanes, prefetch, tile_of, turn4
 
-TILE = 256  # columns of a tile; its rows are the m + 1 snapshots, or the n weights
-MICRO = 3  # the register block of the Gram kernel is MICRO x MICRO dot products
+TILE_ENTRIES = 14400  # of a tile in float64: a ninth of a small L2 cache is as fast, and
+LEAST_TILE = 400  # narrower ones spend their time in the sums' ends
+WHOLE = 1 << 16  # entries of a wide block that is kept whole: half a small L2 cache
+LINE = 64  # bytes in a cache line
 
 
 @jit
@@ -26,83 +30,146 @@ def padded(rows):
 
 
 @jit
-def load(flat, start, row_stride, stride, rows, width, tile):
-    """Tile rows from memory, as float64; columns up to a multiple of 4 are zero-filled."""
-    for r in range(rows):
-        first = start + r * row_stride
-        row = tile[r]
-        if stride == 1:
+def tile_width(length, rows):
+    """Columns of a tile of `rows` rows: equal parts of `length`, up to a multiple of LANES."""
+    most = max(TILE_ENTRIES // rows, LEAST_TILE)
+    parts = max((length + most - 1) // most, 1)
+    return lanes((length + parts - 1) // parts)
+
+
+@jit
+def whole_width(columns, n):
+    """Snapshots of a wide block's tile beside the one after them: all of them if they fit, else equal parts."""
+    most = max(WHOLE // n, 2)
+    parts = max((columns - 2 + most) // most, 1)
+    return (columns - 1 + parts - 1) // parts
+
+
+@jit
+def load(flat, start, row_stride, stride, rows, width, ahead, tile):
+    """Tile rows from memory, as float64; columns up to a multiple of LANES are zero-filled.
+
+    Short columns that lie far apart are a page each: the same of the block at `ahead`, unless that is negative, are
+    asked for while their pages are at hand.
+    """
+    if stride == 1:
+        for r in range(rows):
+            first, row = start + r * row_stride, tile[r]
             source = flat[first : first + width]  # a slice needs no check for negative indices in the loop
             for i in range(width):
                 row[i] = source[i]
-        else:
-            for i in range(width):
-                row[i] = flat[first + i * stride]
-        for i in range(width, min((width + 3) // 4 * 4, TILE)):
-            row[i] = 0.0
+    else:
+        turned = width // 4 * 4 if row_stride == 1 and rows >= 4 else 0
+        for i in range(0, turned, 4):
+            first = start + i * stride
+            for r in range(0, rows - 3, 4):
+                turn4(flat, first + r, stride, tile[r], tile[r + 1], tile[r + 2], tile[r + 3], i)
+            r = rows - 4  # once more where rows is no multiple of four
+            turn4(flat, first + r, stride, tile[r], tile[r + 1], tile[r + 2], tile[r + 3], i)
+            if ahead >= 0:
+                for k in range(i, i + 4):
+                    prefetch(flat, ahead + k * stride)
+                    prefetch(flat, ahead + k * stride + rows - 1)
+        for i in range(turned, width):
+            for r in range(rows):
+                tile[r, i] = flat[start + i * stride + r * row_stride]
+    for r in range(rows):
+        for i in range(width, min(lanes(width), tile.shape[1])):
+            tile[r, i] = 0.0
 
 
-@jit_sums
-def products(T, U, rows, width, lower, S):
-    """S += T U^T, MICRO x MICRO entries at a time; only register blocks on or below the diagonal if `lower`."""
-    for i in range(0, rows, 3):
-        a, b, c = T[i], T[i + 1], T[i + 2]
-        for j in range(0, i + 3 if lower else rows, 3):
-            x, y, z = U[j], U[j + 1], U[j + 2]
-            ax = ay = az = bx = by = bz = cx = cy = cz = 0.0
-            for k in range(width):
-                ax += a[k] * x[k]
-                ay += a[k] * y[k]
-                az += a[k] * z[k]
-                bx += b[k] * x[k]
-                by += b[k] * y[k]
-                bz += b[k] * z[k]
-                cx += c[k] * x[k]
-                cy += c[k] * y[k]
-                cz += c[k] * z[k]
-            S[i, j] += ax
-            S[i, j + 1] += ay
-            S[i, j + 2] += az
-            S[i + 1, j] += bx
-            S[i + 1, j + 1] += by
-            S[i + 1, j + 2] += bz
-            S[i + 2, j] += cx
-            S[i + 2, j + 1] += cy
-            S[i + 2, j + 2] += cz
+@jit
+def runs(start, row_stride, stride, rows, width):
+    """Where `load` reads: (start, number of runs, their distance, their length), or none if nothing is contiguous."""
+    if start < 0 or not (stride == 1 or row_stride == 1):
+        return -1, 0, 0, 0
+    if stride == 1:
+        return start, rows, row_stride, width
+    return start, width, stride, rows
+
+
+@jit
+def products(T, shift, U, rows, width, upper, S, flat, ahead):
+    """S += T[:, shift:] U^T, MICRO x MICRO entries at a time; only register blocks on or above the diagonal if `upper`.
+
+    Meanwhile asks for the memory that `ahead` (see `runs`) describes, evenly over the work: it is then in the L2
+    cache when it is read.
+    """
+    at, count, distance, length = ahead
+    strips, part = rows // MICRO, tile_width(width, rows)
+    line = LINE // flat.itemsize
+    left = count * ((length + line - 1) // line)
+    work = (width + part - 1) // part * (strips * (strips + 1) // 2 if upper else strips * strips)
+    each, within = 1 + left // work, 0
+    for first in range(0, width, part):
+        size = min(part, width - first)
+        whole = size // MICRO_LANES * MICRO_LANES
+        for i in range(0, rows, MICRO):
+            a, b, c = T[i, shift + first :], T[i + 1, shift + first :], T[i + 2, shift + first :]
+            for j in range(i if upper else 0, rows, MICRO):
+                x, y, z, p, q, r = U[j, first:], U[j + 1, first:], U[j + 2, first:], S[i], S[i + 1], S[i + 2]
+                if whole:
+                    add_products(whole, a, b, c, x, y, z, p, q, r, j)
+                for k in range(whole, size):
+                    p[j] += a[k] * x[k]
+                    p[j + 1] += a[k] * y[k]
+                    p[j + 2] += a[k] * z[k]
+                    q[j] += b[k] * x[k]
+                    q[j + 1] += b[k] * y[k]
+                    q[j + 2] += b[k] * z[k]
+                    r[j] += c[k] * x[k]
+                    r[j + 1] += c[k] * y[k]
+                    r[j + 2] += c[k] * z[k]
+                for _ in range(min(each, left)):
+                    prefetch(flat, at + within)
+                    within += line
+                    if within >= length:
+                        at, within = at + distance, 0
+                left -= each
 
 
 @jit
 def mirror(S, n):
-    """Copy the lower triangle to the upper one."""
+    """Copy the upper triangle to the lower one."""
     for i in range(n):
         for j in range(i):
-            S[j, i] = S[i, j]
+            S[i, j] = S[j, i]
 
 
 @jit
-def gram_snapshots(flat, start, time_stride, stride, n, columns, tile, S):
-    """Full S = X^T X over n weights; S and tile have padded(columns) rows."""
+def gram_snapshots(flat, start, time_stride, stride, n, columns, ahead, tile, S):
+    """Upper triangle of S = X^T X over n weights; S and tile have padded(columns) rows.
+
+    While it computes it asks for the next tile, and at the end for the first one of the block at `ahead`.
+    """
     S[:, :] = 0.0
-    for i in range(0, n, TILE):
-        width = min(TILE, n - i)
-        load(flat, start + i * stride, time_stride, stride, columns, width, tile)
-        products(tile, tile, padded(columns), min((width + 3) // 4 * 4, TILE), True, S)
-    mirror(S, columns)
+    most = tile_width(n, padded(columns))
+    for i in range(0, n, most):
+        width, rest = min(most, n - i), n - i - most
+        load(flat, start + i * stride, time_stride, stride, columns, width, -1, tile)
+        following = start + (i + most) * stride if rest > 0 else ahead
+        following = runs(following, time_stride, stride, columns, min(most, rest if rest > 0 else n))
+        products(tile, 0, tile, padded(columns), lanes(width), True, S, flat, following)
 
 
 @jit
-def gram_weights(flat, start, time_stride, stride, n, m, cross, tile, after, C, D):
-    """C = F F^T over m snapshots, and D = Fp F^T if `cross`; all matrices have padded(n) rows."""
+def gram_weights(flat, start, time_stride, stride, n, m, columns, cross, ahead, tile, C, D):
+    """Upper triangle of C = F F^T over m of `columns` snapshots, and D = Fp F^T if `cross`.
+
+    C and D have padded(n) rows, and so has tile, of whole_width + 1 columns; it holds all of the block afterwards
+    if that is m + 1.
+    """
     C[:, :] = 0.0
     D[:, :] = 0.0
-    for t in range(0, m, TILE):
-        width = min(TILE, m - t)
-        load(flat, start + t * time_stride, stride, time_stride, n, width, tile)
-        products(tile, tile, padded(n), min((width + 3) // 4 * 4, TILE), True, C)
+    most = whole_width(m + 1, n)
+    nothing = runs(-1, 0, 0, 0, 0)
+    for t in range(0, m, most):
+        width = min(most, m - t)
+        held = min(width + 1, columns - t)
+        load(flat, start + t * time_stride, stride, time_stride, n, held, ahead if most >= m else -1, tile)
+        products(tile, 0, tile, padded(n), width, True, C, flat, nothing)
         if cross:
-            load(flat, start + (t + 1) * time_stride, stride, time_stride, n, width, after)
-            products(after, tile, padded(n), min((width + 3) // 4 * 4, TILE), False, D)
-    mirror(C, n)
+            products(tile, 1, tile, padded(n), width, False, D, flat, nothing)
 
 
 @jit
@@ -129,19 +196,28 @@ def apply_snapshots(flat, start, time_stride, stride, n, rows, c, w):
 
 
 @jit_sums
-def project_snapshots(flat, start, time_stride, stride, n, rows, v, g):
-    """g[t] = snapshot[t] . v for t < rows, in float64."""
-    for t in range(rows):
-        first = start + t * time_stride
-        total = 0.0
-        if stride == 1:
-            source = flat[first : first + n]
-            for i in range(n):
-                total += source[i] * v[i]
-        else:
-            for i in range(n):
-                total += flat[first + i * stride] * v[i]
-        g[t] = total
+def weigh(g, row, width):
+    """Sum of g[t] row[t]."""
+    total = 0.0
+    for t in range(width):
+        total += g[t] * row[t]
+    return total
+
+
+@jit
+def apply_weights(flat, start, time_stride, stride, n, m, y, tile, g, w):
+    """w = Fp (F^T y) of a wide block, from the tile of `gram_weights` if that holds all of it; g is scratch."""
+    most = whole_width(m + 1, n)
+    w[:n] = 0.0
+    for t in range(0, m, most):
+        width = min(most, m - t)
+        if most < m:
+            load(flat, start + t * time_stride, stride, time_stride, n, width + 1, -1, tile)
+        g[:width] = 0.0
+        for i in range(n):
+            axpy(y[i], tile[i], g, width)
+        for i in range(n):
+            w[i] += weigh(g, tile[i, 1:], width)
 
 
 @jit
@@ -171,19 +247,22 @@ def is_finite(flat, start, time_stride, stride, n, columns):
 def gram_range(first, last, flat, offsets, time_stride, stride, n, columns, wide, out):
     """out[b]: (columns, columns) of a tall block, (2n+1, n) of a wide one."""
     rows = padded(n if wide else columns)
-    tile, after = np.zeros((rows, TILE)), np.zeros((rows, TILE))
+    tile = tile_of(rows, whole_width(columns, n) + 1 if wide else tile_width(n, rows))
     S, D = np.empty((rows, rows)), np.empty((rows, rows))
     for b in range(first, last):
         start = offsets[b]
+        ahead = offsets[b + 1] if b + 1 < last else -1
         if wide:
-            gram_weights(flat, start, time_stride, stride, n, columns - 1, True, tile, after, S, D)
+            gram_weights(flat, start, time_stride, stride, n, columns - 1, columns, True, ahead, tile, S, D)
+            mirror(S, n)
             for i in range(n):
                 for j in range(n):
                     out[b, i, j] = S[i, j]
                     out[b, n + i, j] = D[i, j]
                 out[b, 2 * n, i] = flat[start + (columns - 1) * time_stride + i * stride]
         else:
-            gram_snapshots(flat, start, time_stride, stride, n, columns, tile, S)
+            gram_snapshots(flat, start, time_stride, stride, n, columns, ahead, tile, S)
+            mirror(S, columns)
             for i in range(columns):
                 for j in range(columns):
                     out[b, i, j] = S[i, j]

@@ -320,8 +320,15 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
         return out, factors.route
     kind, value, digits = _rule(cutoff, source.dtype)
     bounds = resolution(n, m, source.dtype)
-    kernel = fused.predict_wide if how.side == "weights" else fused.predict_tall
-    over_blocks(kernel, B, how.flops // 2, *source[:5], m, steps, kind, value, digits, tuple(bounds), out, route)
+    if n == 1 and algebra.keeps_rank_one(kind, value):
+        beside = bool((np.diff(source.offsets) == 1).all())
+        over_blocks(
+            fused.predict_scalars, B, 2 * B * m, source.flat, source.offsets, source.time_stride, beside, m, steps,
+            out, route,
+        )  # fmt: skip
+    else:
+        kernel = fused.predict_wide if how.side == "weights" else fused.predict_tall
+        over_blocks(kernel, B, how.flops // 2, *source[:5], m, steps, kind, value, digits, tuple(bounds), out, route)
     suspects = np.flatnonzero(route == SVD)
     reduce = functools.partial(library.reduce_svd, cutoff=cutoff, digits=digits, bounds=bounds)
     parts = _each(lambda i: reduce(source.block(suspects[i])), len(suspects), how.order)

@@ -100,7 +100,7 @@ def select(squares, p, kind, value, digits, scale, blur, slack, floor):
 
 
 @jit
-def resolved(squares, p, kind, rank, threshold, least):
+def resolved(squares, p, kind, value, rank, threshold, least):
     """Whether a Gram matrix whose eigenvalues are trusted down to `least` settles this selection.
 
     The values kept must be that large, and so must GAP times the gap below them, by which the kept vectors
@@ -110,4 +110,6 @@ def resolved(squares, p, kind, rank, threshold, least):
         return False
     if 0 < rank < p and GAP * (squares[rank - 1] - squares[rank]) < least:
         return False
-    return kind == RANK or kind == ENERGY or rank == p or threshold * threshold >= least
+    if kind == RANK:  # fewer than were asked for: whether the next is zero only the data can tell
+        return rank >= min(int(value), p)
+    return kind == ENERGY or rank == p or threshold * threshold >= least

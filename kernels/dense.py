@@ -1,7 +1,7 @@
-"""Small dense algebra for one block, in Numba: Cholesky with its certificate, symmetric eigenproblem.
+"""Small dense algebra for one block, in Numba: Cholesky, the symmetric eigenproblem, products.
 
-Matrices are float64, row-major, possibly larger than the leading n x n part that is used. Inner loops
-run along rows, so that LLVM vectorises them.
+Matrices are float64 and row-major, n rows of `lanes(n)` numbers or more (simd.py); what lies past column n is
+overwritten, and must be finite on entry where a function says so.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import math
 import numpy as np
 
 from .jit import jit, jit_sums
+from .simd import LANES, add, lanes, rotate, scale, subtract2, subtract2_and_sum, subtract4
 
 EPS = 2.0**-52
-QL_ITERATIONS = 60  # per eigenvalue; 2 is usual
+QL_ITERATIONS = 60  # per eigenvalue; fewer than 2 are usual
 NEGLIGIBLE = 1e-20  # of a matrix's norm: far below eps, and its square far above underflow
 
 
@@ -34,54 +35,78 @@ def axpy(scale, a, b, n):
 
 
 @jit
-def cholesky(A, n, extra, L):
-    """Lower L with A = L L^T for the leading n x n part of A; False if a pivot is not positive.
+def dot4(a, b, c, d, x, n):
+    """Products of four rows with x, over i < n."""
+    p = q = r = s = 0.0
+    for i in range(n):
+        p += a[i] * x[i]
+        q += b[i] * x[i]
+        r += c[i] * x[i]
+        s += d[i] * x[i]
+    return p, q, r, s
 
-    `extra` further rows of A below it are carried along as right-hand sides: row n + i of L becomes
-    L^-1 times row n + i of A. Only the lower triangle of A is read.
+
+@jit
+def matvec(A, x, rows, n, y):
+    """y = A x for the leading rows x n part of A."""
+    i = 0
+    while i + 4 <= rows:
+        y[i], y[i + 1], y[i + 2], y[i + 3] = dot4(A[i], A[i + 1], A[i + 2], A[i + 3], x, n)
+        i += 4
+    for k in range(i, rows):
+        y[k] = dot(A[k], x, n)
+
+
+@jit
+def cholesky(R, n, columns):
+    """In place: upper R with R^T R = A, where R holds A on entry; False if a pivot is not positive.
+
+    Columns n .. `columns` are carried along as right-hand sides: they become R^-T times themselves. Of the
+    leading n x n part only the upper triangle is read; what lies below it, and up to lanes(columns), is
+    overwritten with nothing of use. Right-looking, four pivots at a time.
     """
-    for i in range(n + extra):
-        for j in range(min(i, n)):
-            L[i, j] = (A[i, j] - dot(L[i], L[j], j)) / L[j, j]
-        if i < n:
-            pivot = A[i, i] - dot(L[i], L[i], i)
-            if not pivot > 0.0:
+    end = lanes(columns)
+    for k in range(0, n, 4):
+        top = min(k + 4, n)
+        first = k // LANES * LANES
+        for p in range(k, top):
+            if not R[p, p] > 0.0:
                 return False
-            L[i, i] = math.sqrt(pivot)
+            scale(first, end, 1.0 / math.sqrt(R[p, p]), R[p])
+            for q in range(p + 1, top):
+                add(first, end, -R[p, q], R[p], R[q])
+        if top == k + 4:
+            x, y, z, w = R[k], R[k + 1], R[k + 2], R[k + 3]
+            for i in range(top, n):
+                subtract4(i // LANES * LANES, end, x[i], y[i], z[i], w[i], x, y, z, w, R[i])
     return True
 
 
 @jit
-def solve_upper(L, n, y, c):
-    """c with L^T c = y; y is overwritten."""
-    for i in range(n - 1, -1, -1):
-        c[i] = y[i] / L[i, i]
-        axpy(-c[i], L[i], y, i)
-
-
-@jit
-def inverse_norm2(L, n, W):
-    """Squared Frobenius norm of L^-1, which is trace((L L^T)^-1) >= 1 / smallest eigenvalue; W is scratch."""
-    total = 0.0
+def solve_lower(R, n, b, y):
+    """y with R^T y = b; b is overwritten."""
     for i in range(n):
-        for j in range(i):
-            W[i, j] = 0.0
-        for k in range(i):
-            axpy(L[i, k], W[k], W[i], k + 1)
-        inverse = 1.0 / L[i, i]
-        for j in range(i):
-            W[i, j] *= -inverse
-        W[i, i] = inverse
-        total += dot(W[i], W[i], i + 1)
-    return total
+        y[i] = b[i] / R[i, i]
+        axpy(-y[i], R[i, i + 1 :], b[i + 1 :], n - i - 1)
 
 
 @jit
-def tridiagonalize(A, n, d, e, beta, p):
-    """Householder: A = Q T Q^T with T = tridiag(e, d, e). Full symmetric A, overwritten by the reflectors.
+def solve_upper(R, n, y, c):
+    """c with R c = y."""
+    for i in range(n - 1, -1, -1):
+        c[i] = (y[i] - dot(R[i, i + 1 :], c[i + 1 :], n - i - 1)) / R[i, i]
 
-    Reflector k is I - beta[k] v v^T with v = A[k, k+1:n]; p is scratch.
-    (Golub & Van Loan 2013, algorithm 8.3.1, on the full matrix so that every access is along a row.)
+
+@jit
+def tridiagonalize(A, n, d, e, beta, work):
+    """Householder: A = Q T Q^T with T = tridiag(e, d, e), whose rows and columns come out *last first*.
+
+    A is symmetric, given in full, zero past column n, and overwritten by the reflectors: number k is
+    I - beta[k] v v^T with v = A[k, k+1:n]. (Golub & Van Loan 2013, algorithm 8.3.1, with the matrix updated and
+    multiplied by the next v in one pass.) work is a (3, >= lanes(n)) scratch.
+
+    Gram matrices of trajectories have their large part at the top of T; with it at the bottom QL needs a third
+    fewer rotations.
 
     What is negligible counts as zero: after r steps on a matrix of rank r the rest is eps of the norm, then
     eps^2, eps^4, ..., and reflectors made of that would underflow.
@@ -90,111 +115,166 @@ def tridiagonalize(A, n, d, e, beta, p):
     for i in range(n):
         negligible += dot(A[i], A[i], n)
     negligible *= NEGLIGIBLE * NEGLIGIBLE
-    for k in range(n - 2):
-        d[k] = A[k, k]
-        v = A[k, k + 1 : n]
-        size = n - k - 1
-        tail = dot(v[1:], v[1:], size - 1)
-        if tail <= negligible:
-            e[k] = v[0] if v[0] * v[0] > negligible else 0.0
-            beta[k] = 0.0
-            continue
-        alpha = -math.copysign(math.sqrt(v[0] * v[0] + tail), v[0])
-        e[k] = alpha
-        v[0] -= alpha
-        b = 2.0 / (v[0] * v[0] + tail)
-        beta[k] = b
-        for i in range(size):
-            p[i] = b * dot(A[k + 1 + i, k + 1 : n], v, size)
-        axpy(-0.5 * b * dot(p, v, size), v, p, size)
-        for i in range(size):
-            row = A[k + 1 + i, k + 1 : n]
-            axpy(-v[i], p, row, size)
-            axpy(-p[i], v, row, size)
-    if n > 1:
-        d[n - 2] = A[n - 2, n - 2]
-        last = A[n - 2, n - 1]
-        e[n - 2] = last if last * last > negligible else 0.0
-        beta[n - 2] = 0.0
-    d[n - 1] = A[n - 1, n - 1]
+    end = lanes(n)
+    v, p, q = work[0], work[1], work[2]
+    v[:end] = 0.0  # the update by v and p that rows from k on are still owed
+    p[:end] = 0.0
     e[n - 1] = 0.0
+    for k in range(n - 1):
+        row = A[k]
+        first = k // LANES * LANES
+        subtract2(first, end, v[k], p[k], p, v, row)
+        d[n - 1 - k] = row[k]
+        head, size = row[k + 1], n - k - 2
+        tail = dot(row[k + 2 :], row[k + 2 :], size)
+        beta[k] = 0.0
+        if tail <= negligible:
+            e[n - 2 - k] = head if head * head > negligible else 0.0
+            for i in range(k + 1, n):
+                subtract2(first, end, v[i], p[i], p, v, A[i])
+            v[:end] = 0.0
+            p[:end] = 0.0
+            continue
+        alpha = -math.copysign(math.sqrt(head * head + tail), head)
+        e[n - 2 - k] = alpha
+        row[k + 1] = head - alpha
+        b = 2.0 / (row[k + 1] * row[k + 1] + tail)
+        beta[k] = b
+        q[:end] = 0.0
+        i = k + 1
+        while i + 1 < n:
+            subtract2_and_sum(
+                first, end, v[i], p[i], b * row[i], v[i + 1], p[i + 1], b * row[i + 1], p, v, A[i], A[i + 1], q
+            )
+            i += 2
+        if i < n:
+            subtract2(first, end, v[i], p[i], p, v, A[i])
+            add(first, end, b * row[i], A[i], q)
+        v[: k + 1] = 0.0
+        v[k + 1 : end] = row[k + 1 : end]
+        axpy(-0.5 * b * dot(q[k + 1 :], v[k + 1 :], n - k - 1), v, q, n)
+        p, q = q, p
+    subtract2(0, end, v[n - 1], p[n - 1], p, v, A[n - 1])
+    d[0] = A[n - 1, n - 1]
+
+
+@jit
+def reflect(A, n, beta, x, forward):
+    """x <- Q^T x (forward) or Q x, by the reflectors that `tridiagonalize` left in A; not yet last first."""
+    for j in range(n - 2):
+        k = j if forward else n - 3 - j
+        if beta[k] != 0.0:
+            size = n - k - 1
+            axpy(-beta[k] * dot(A[k, k + 1 :], x[k + 1 :], size), A[k, k + 1 :], x[k + 1 :], size)
 
 
 @jit
 def accumulate(A, n, beta, Z):
-    """Z = Q^T, from the reflectors that `tridiagonalize` left in A."""
-    Z[:n, :n] = 0.0
+    """Z = Q^T with its rows last first, from the reflectors that `tridiagonalize` left in A."""
+    end = lanes(n)
+    Z[:n, :end] = 0.0
     for i in range(n):
-        Z[i, i] = 1.0
+        Z[n - 1 - i, i] = 1.0
     for k in range(n - 3, -1, -1):
-        v = A[k, k + 1 : n]
-        size = n - k - 1
-        for i in range(k + 1, n):  # Z <- Z H_k; outside the trailing part Z is still the identity
-            row = Z[i, k + 1 : n]
-            axpy(-beta[k] * dot(row, v, size), v, row, size)
+        if beta[k] != 0.0:
+            v, first = A[k], k // LANES * LANES
+            v[first : k + 1] = 0.0
+            v[n:end] = 0.0
+            for i in range(n - 1 - k):  # Z <- Z H_k; outside these rows and columns Z is still a permutation
+                add(first, end, -beta[k] * dot(Z[i, k + 1 :], v[k + 1 :], n - k - 1), v, Z[i])
 
 
 @jit
-def rotate(a, b, c, s, n):
-    """Givens rotation of the two rows a and b."""
-    for k in range(n):
-        t = b[k]
-        b[k] = s * a[k] + c * t
-        a[k] = c * a[k] - s * t
+def ql(d, e, n, whole, Z, vector, rotations, sweeps):
+    """Implicit QL on tridiag(e, d, e); False if it does not converge or the log of rotations is full.
 
+    Eigenvalues are left in d, in no order. Off-diagonals below eps / 4 of the matrix's norm count as zero, as they
+    are within the rounding of the matrix itself. (Golub & Van Loan 2013, section 8.3.5; Wilkinson's shift.)
 
-@jit
-def ql(d, e, n, Z):
-    """Implicit QL on tridiag(e, d, e); rows of Z are rotated along. False if it does not converge.
+    whole: rows of Z, (n, lanes(n)), are rotated along. Otherwise only `vector` is, and the rotations are logged for
+    `unrotate`: their cosines and sines in the rows of `rotations`, (first, last, count so far) per sweep in `sweeps`.
 
-    Eigenvalues are left in d, in no order. (Golub & Van Loan 2013, section 8.3.5; Wilkinson's shift.)
+    Returns:
+        (whether it converged, number of sweeps).
     """
+    norm = 0.0
+    for i in range(n):
+        norm = max(norm, abs(d[i]) + abs(e[i]))
+    small = 0.25 * EPS * norm
+    count, swept, end = 0, 0, lanes(n)
     for low in range(n):
         for _ in range(QL_ITERATIONS):
             high = low
-            while high < n - 1 and abs(e[high]) > EPS * (abs(d[high]) + abs(d[high + 1])):
+            while high < n - 1 and abs(e[high]) > small + EPS * (abs(d[high]) + abs(d[high + 1])):
                 high += 1
             if high == low:
                 break
+            if not whole and (count + high - low > rotations.shape[1] or swept == len(sweeps)):
+                return False, swept
             g = (d[low + 1] - d[low]) / (2.0 * e[low])
             g = d[high] - d[low] + e[low] / (g + math.copysign(math.hypot(g, 1.0), g))
             s, c, shift = 1.0, 1.0, 0.0
-            split = False
+            last, begun = low, count
             for i in range(high - 1, low - 1, -1):
                 f, b = s * e[i], c * e[i]
-                r = math.hypot(f, g)
+                r = math.sqrt(f * f + g * g)
                 e[i + 1] = r
                 if r == 0.0:  # the matrix split by underflow
                     d[i + 1] -= shift
                     e[high] = 0.0
-                    split = True
+                    last = i + 1
                     break
-                s, c = f / r, g / r
+                inverse = 1.0 / r
+                s, c = f * inverse, g * inverse
                 g = d[i + 1] - shift
                 r = (d[i] - g) * s + 2.0 * c * b
                 shift = s * r
                 d[i + 1] = g + shift
                 g = c * r - b
-                rotate(Z[i], Z[i + 1], c, s, n)
-            if not split:
+                if whole:
+                    rotate(0, end, c, s, Z[i], Z[i + 1])
+                else:
+                    t = vector[i + 1]
+                    vector[i + 1] = s * vector[i] + c * t
+                    vector[i] = c * vector[i] - s * t
+                    rotations[0, count], rotations[1, count] = c, s
+                    count += 1
+            if last == low:
                 d[low] -= shift
                 e[low] = g
                 e[high] = 0.0
+            if not whole:
+                sweeps[swept, 0], sweeps[swept, 1], sweeps[swept, 2] = high, last, begun
+                swept += 1
         else:
-            return False
-    return True
+            return False, swept
+    return True, swept
+
+
+@jit
+def unrotate(vector, rotations, sweeps, swept):
+    """Undo the rotations that `ql` logged, last one first."""
+    for sweep in range(swept - 1, -1, -1):
+        high, last, begun = sweeps[sweep]
+        for i in range(last, high):
+            at = begun + high - 1 - i
+            c, s = rotations[0, at], rotations[1, at]
+            t = vector[i]
+            vector[i] = c * t + s * vector[i + 1]
+            vector[i + 1] = c * vector[i + 1] - s * t
 
 
 @jit
 def eigh(A, n, d, Z, work):
     """Eigenvalues d, largest first, and eigenvectors as *rows* of Z, of the full symmetric A (overwritten).
 
-    work is a (3, >= n) scratch. False if the QL iteration does not converge (never seen on finite input).
+    A and Z are (n, lanes(n)), A zero past column n; work is a (5, >= lanes(n)) scratch. False if the QL iteration
+    does not converge (never seen on finite input).
     """
-    e, beta, p = work[0], work[1], work[2]
-    tridiagonalize(A, n, d, e, beta, p)
+    e, beta = work[3], work[4]
+    tridiagonalize(A, n, d, e, beta, work)
     accumulate(A, n, beta, Z)
-    if not ql(d, e, n, Z):
+    if not ql(d, e, n, True, Z, e, work, np.empty((0, 3), np.int64))[0]:
         return False
     for i in range(n - 1):
         top = i + np.argmax(d[i:n])

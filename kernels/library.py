@@ -88,12 +88,12 @@ def truncated_eigh(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
         if few := leading_eigh(G, above, bounds.gram):
             squares, V = few
             rank, threshold = V.shape[1], math.sqrt(above(squares[0]))
-            clear = resolved(squares, order, kind, rank, threshold, bounds.least * squares[0])
+            clear = resolved(squares, order, kind, value, rank, threshold, bounds.least * squares[0])
             return EIGEN if clear else SVD, squares[:rank], V, rank, threshold, False
     squares, V = np.linalg.eigh(G)
     squares, V = squares[::-1].copy(), V[:, ::-1]
     rank, threshold, edge = select(squares, order, kind, value, digits, 1.0, bounds.gram * squares[0], 0.0, 0.0)
-    clear = resolved(squares, order, kind, rank, threshold, bounds.least * squares[0])
+    clear = resolved(squares, order, kind, value, rank, threshold, bounds.least * squares[0])
     return EIGEN if clear else SVD, squares[:rank], V[:, :rank], rank, threshold, bool(edge)
 
 

@@ -1,7 +1,8 @@
 """Shared blocks, rules, comparisons and the one place where tolerances are derived."""
 
 import numpy as np
-from fastkoop.kernels import reference
+from fastkoop.kernels import dense, reference
+from fastkoop.kernels.simd import tile_of
 
 SIZES = (1, 2, 31, 33, 63, 100)
 SHAPES = tuple((n, m) for n in SIZES for m in SIZES)
@@ -188,3 +189,18 @@ def strided_views(X):
         views[f"{name} backwards"] = np.flip(np.flip(X, axis).copy(), axis)
     views["all backwards"] = np.flip(np.flip(X).copy())
     return views
+
+
+def tile(A):
+    """A matrix as the dense kernels take it: rows padded to whole vectors, zero past its columns."""
+    padded = tile_of(*A.shape)
+    padded[:, : A.shape[1]] = A
+    return padded
+
+
+def kernel_eigh(A):
+    """Eigenvalues, largest first, and eigenvectors as rows, by the Numba eigensolver."""
+    n = len(A)
+    d, Z = np.full(n, np.nan), tile(np.full((n, n), np.nan))
+    assert dense.eigh(tile(A), n, d, Z, tile_of(5, n))
+    return d, Z[:, :n]

@@ -101,9 +101,14 @@ def test_counts_never_reach_zeros():
 
 def test_resolved():
     squares = S**2
-    resolve = lambda kind, rank, threshold, least: cutoffs.resolved(squares, 5, KINDS[kind], rank, threshold, least)  # noqa: E731
-    assert resolve("relative", 3, 1.6, 1.0)
-    assert not resolve("relative", 3, 0.9, 1.0)  # what is dropped may hide anything
-    assert resolve("relative", 5, 0.1, 0.2)  # nothing is dropped
-    assert not resolve("rank", 5, 0.0, 0.3)  # the smallest kept is below what the Gram matrix resolves
-    assert resolve("rank", 4, 0.5, 0.3)
+
+    def resolve(kind, value, rank, threshold, least):
+        return cutoffs.resolved(squares, 5, KINDS[kind], value, rank, threshold, least)
+
+    assert resolve("relative", 0.5, 3, 1.6, 1.0)
+    assert not resolve("relative", 0.5, 3, 0.9, 1.0)  # what is dropped may hide anything
+    assert resolve("relative", 0.5, 5, 0.1, 0.2)  # nothing is dropped
+    assert not resolve("rank", 5, 5, 0.0, 0.3)  # the smallest kept is below what the Gram matrix resolves
+    assert resolve("rank", 4, 4, 0.5, 0.3)
+    assert not resolve("rank", 5, 4, 0.5, 0.3)  # the fifth looked like zero, which rounding may have made
+    assert resolve("rank", 9, 5, 0.1, 0.2)

@@ -1,0 +1,277 @@
+"""Loops over rows of float64 in whole vectors, and prefetching, as Numba intrinsics.
+
+LLVM guards a loop that stores into one row what it computes from others with checks that the rows do not overlap,
+and ends it with a scalar remainder; on rows of tens of numbers that costs more than the arithmetic. These loops
+have neither: `first` and `last` are multiples of LANES, within rows that are padded to one.
+"""
+
+from __future__ import annotations
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils, config
+from numba.extending import intrinsic
+
+from .jit import jit
+
+LANES = 8  # an AVX-512 register; LLVM splits it where registers are narrower
+# The register block of `add_products` must fit the registers: MICRO^2 sums and 2 MICRO operands.
+MICRO = 3
+MICRO_LANES = 8 if "avx512f" in (config.CPU_FEATURES or llvmlite.binding.get_host_cpu_features().flatten()) else 4
+INDEX, DOUBLE = ir.IntType(64), ir.DoubleType()
+VECTOR = ir.VectorType(DOUBLE, LANES)
+
+
+@jit
+def lanes(n):
+    """n, up to a multiple of LANES."""
+    return (n + LANES - 1) // LANES * LANES
+
+
+def _data(context, builder, kind, array):
+    """Pointer to an array's first entry."""
+    return context.make_array(kind)(context, builder, array).data
+
+
+def _multiply_add(builder, a, b, c):
+    """a b + c, rounded once."""
+    name = f"llvm.fma.v{a.type.count}f64"
+    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(a.type, [a.type] * 3), name)
+    return builder.call(fma, [a, b, c])
+
+
+@jit
+def tile_of(rows, columns):
+    """Zeros (rows, >= columns), every row on a cache line of its own and no two on the same set of the cache."""
+    stride = lanes(columns)
+    if stride % 512 == 0:  # 4096 bytes
+        stride += LANES
+    memory = np.zeros(rows * stride + LANES)
+    start = (-memory.ctypes.data // 8) % LANES
+    return memory[start : start + rows * stride].reshape(rows, stride)
+
+
+class _Body:
+    """What the body of a loop may say: vectors of rows at the loop's index, and fused multiply-adds."""
+
+    def __init__(self, context, builder, kinds, values):
+        self._builder = builder
+        self._values = [
+            _data(context, builder, kind, value) if isinstance(kind, types.Array) else self._all(value)
+            for kind, value in zip(kinds, values, strict=True)
+        ]
+
+    def _all(self, value):
+        one = self._builder.insert_element(ir.Constant(VECTOR, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+        return self._builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+    def scalars(self, count):
+        return self._values[:count]
+
+    def row(self, i, index):
+        return self._builder.bitcast(self._builder.gep(self._values[i], [index]), ir.PointerType(VECTOR))
+
+    def load(self, pointer):
+        vector = self._builder.load(pointer)
+        vector.align = 8
+        return vector
+
+    def store(self, vector, pointer):
+        self._builder.store(vector, pointer).align = 8
+
+    def add_product(self, total, a, b):
+        return _multiply_add(self._builder, a, b, total)
+
+    def minus(self, a):
+        return self._builder.fneg(a)
+
+    def product(self, a, b):
+        return self._builder.fmul(a, b)
+
+
+def _loop(scalars: int, arrays: tuple, body):
+    """Signature and code of an intrinsic f(first, last, scalars ..., rows ...)."""
+    if any(not isinstance(a, types.Array) or a.dtype != types.float64 or a.layout != "C" for a in arrays):
+        return None  # Numba then says which call does not fit
+    signature = types.void(types.int64, types.int64, *[types.float64] * scalars, *arrays)
+
+    def code(context, builder, signature, arguments):
+        say = _Body(context, builder, signature.args[2:], arguments[2:])
+        first, last = arguments[:2]
+        with cgutils.for_range_slice(builder, first, last, ir.Constant(INDEX, LANES), INDEX) as (index, _):
+            body(say, *say.scalars(scalars), *[say.row(scalars + i, index) for i in range(len(arrays))])
+        return context.get_dummy_value()
+
+    return signature, code
+
+
+@intrinsic
+def scale(typingctx, first, last, a, row):
+    """row *= a."""
+
+    def body(say, a, row):
+        say.store(say.product(a, say.load(row)), row)
+
+    return _loop(1, (row,), body)
+
+
+@intrinsic
+def subtract2(typingctx, first, last, a, b, x, y, row):
+    """row -= a x + b y."""
+
+    def body(say, a, b, x, y, row):
+        total = say.add_product(say.load(row), say.minus(a), say.load(x))
+        say.store(say.add_product(total, say.minus(b), say.load(y)), row)
+
+    return _loop(2, (x, y, row), body)
+
+
+@intrinsic
+def subtract4(typingctx, first, last, a, b, c, d, x, y, z, w, row):
+    """row -= a x + b y + c z + d w."""
+
+    def body(say, a, b, c, d, x, y, z, w, row):
+        total = say.load(row)
+        for scalar, other in ((a, x), (b, y), (c, z), (d, w)):
+            total = say.add_product(total, say.minus(scalar), say.load(other))
+        say.store(total, row)
+
+    return _loop(4, (x, y, z, w, row), body)
+
+
+@intrinsic
+def subtract2_and_sum(typingctx, first, last, a, b, c, d, e, f, x, y, row, other, total):
+    """row -= a x + b y and other -= d x + e y, then total += c row + f other: two rows of a rank-two update and of
+    the next product with the matrix in one pass."""
+
+    def body(say, a, b, c, d, e, f, x, y, row, other, total):
+        left, right, sum_ = say.load(x), say.load(y), say.load(total)
+        for p, q, share, at in ((a, b, c, row), (d, e, f, other)):
+            new = say.add_product(say.load(at), say.minus(p), left)
+            new = say.add_product(new, say.minus(q), right)
+            say.store(new, at)
+            sum_ = say.add_product(sum_, share, new)
+        say.store(sum_, total)
+
+    return _loop(6, (x, y, row, other, total), body)
+
+
+@intrinsic
+def add(typingctx, first, last, a, x, row):
+    """row += a x."""
+
+    def body(say, a, x, row):
+        say.store(say.add_product(say.load(row), a, say.load(x)), row)
+
+    return _loop(1, (x, row), body)
+
+
+@intrinsic
+def rotate(typingctx, first, last, c, s, x, y):
+    """Givens rotation: x, y <- c x - s y, s x + c y."""
+
+    def body(say, c, s, x, y):
+        a, b = say.load(x), say.load(y)
+        say.store(say.add_product(say.product(c, a), say.minus(s), b), x)
+        say.store(say.add_product(say.product(s, a), c, b), y)
+
+    return _loop(2, (x, y), body)
+
+
+@intrinsic
+def add_products(typingctx, width, a, b, c, x, y, z, p, q, r, at):
+    """p[at:at+3] += a.x, a.y, a.z over `width` numbers, a positive multiple of MICRO_LANES; q of b, r of c likewise.
+
+    Nine sums of MICRO_LANES each stay in registers; six loads feed nine multiply-adds.
+    """
+    rows = (a, b, c, x, y, z, p, q, r)
+    if any(not isinstance(row, types.Array) or row.dtype != types.float64 or row.layout != "C" for row in rows):
+        return None
+    vector = ir.VectorType(DOUBLE, MICRO_LANES)
+
+    def code(context, builder, signature, arguments):
+        data = [_data(context, builder, *pair) for pair in zip(signature.args[1:10], arguments[1:10], strict=True)]
+        width, at = arguments[0], arguments[10]
+        before, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        k = builder.phi(INDEX)
+        k.add_incoming(INDEX(0), before)
+        sums = [builder.phi(vector) for _ in range(MICRO * MICRO)]
+        operands = [builder.load(builder.bitcast(builder.gep(row, [k]), ir.PointerType(vector))) for row in data[:6]]
+        for operand in operands:
+            operand.align = 8
+        totals = []
+        for i, total in enumerate(sums):
+            totals.append(_multiply_add(builder, operands[i // MICRO], operands[MICRO + i % MICRO], total))
+            total.add_incoming(ir.Constant(vector, [0.0] * MICRO_LANES), before)
+            total.add_incoming(totals[i], loop)
+        following = builder.add(k, INDEX(MICRO_LANES))
+        k.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, width), loop, done)
+        builder.position_at_end(done)
+        name, kind = f"llvm.vector.reduce.fadd.v{MICRO_LANES}f64", ir.FunctionType(DOUBLE, [DOUBLE, vector])
+        reduce = cgutils.get_or_insert_function(builder.module, kind, name)
+        for i, total in enumerate(totals):
+            one = builder.call(reduce, [DOUBLE(-0.0), total], fastmath=("reassoc",))
+            entry = builder.gep(data[2 * MICRO + i // MICRO], [builder.add(at, INDEX(i % MICRO))])
+            builder.store(builder.fadd(builder.load(entry), one), entry)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, *rows, types.int64), code
+
+
+@intrinsic
+def turn4(typingctx, flat, start, stride, p, q, r, s, at):
+    """p, q, r, s [at:at+4] = the numbers 0, 1, 2, 3 of four runs in `flat`, `stride` apart: a 4 x 4 transpose."""
+    rows = (p, q, r, s)
+    if any(not isinstance(row, types.Array) or row.dtype != types.float64 or row.layout != "C" for row in rows):
+        return None
+    if not (isinstance(flat, types.Array) and flat.ndim == 1 and flat.layout == "C"):
+        return None
+    four = ir.VectorType(DOUBLE, 4)
+
+    def code(context, builder, signature, arguments):
+        kind = context.get_data_type(flat.dtype)
+        source = _data(context, builder, flat, arguments[0])
+        runs = []
+        for i in range(4):
+            first = builder.add(arguments[1], builder.mul(arguments[2], INDEX(i)))
+            run = builder.load(builder.bitcast(builder.gep(source, [first]), ir.PointerType(ir.VectorType(kind, 4))))
+            run.align = flat.dtype.bitwidth // 8
+            runs.append(run if kind == DOUBLE else builder.fpext(run, four))
+
+        def mix(a, b, *order):
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), 4), list(order)))
+
+        even, odd = (mix(runs[0], runs[1], i, 4 + i, 2 + i, 6 + i) for i in (0, 1))
+        even_, odd_ = (mix(runs[2], runs[3], i, 4 + i, 2 + i, 6 + i) for i in (0, 1))
+        turned = [mix(a, b, i, i + 1, i + 4, i + 5) for i in (0, 2) for a, b in ((even, even_), (odd, odd_))]
+        for vector, row in zip(turned, arguments[3:7], strict=True):
+            entry = builder.gep(_data(context, builder, p, row), [arguments[7]])
+            builder.store(vector, builder.bitcast(entry, ir.PointerType(four))).align = 8
+        return context.get_dummy_value()
+
+    return types.void(flat, types.int64, types.int64, *rows, types.int64), code
+
+
+@intrinsic
+def prefetch(typingctx, array, index):
+    """Ask for the cache line of array[index] to be brought to the L2 cache; any index is safe."""
+    if not (isinstance(array, types.Array) and array.ndim == 1):
+        return None
+
+    def code(context, builder, signature, arguments):
+        data = _data(context, builder, signature.args[0], arguments[0])
+        byte = ir.PointerType(ir.IntType(8))
+        integer = ir.IntType(32)
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        call = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte] + [integer] * 3), "llvm.prefetch.p0"
+        )
+        builder.call(call, [address] + [ir.Constant(integer, value) for value in (0, 2, 1)])  # read, L2, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), code
