@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import algebra, blocks, fused, library
+from . import algebra, blocks, fused, library, svd
 from .cutoffs import KINDS
 from .layout import Blocks, aligned_empty, blocks_of
 from .plan import KERNEL_ORDER, NON_FINITE, SVD, UNRESOLVED, ZERO, Plan, plan, resolution
@@ -19,6 +19,7 @@ DIGITS = {np.dtype(np.float32): 24, np.dtype(np.float64): 53}
 ALONE_ORDER = 1024
 # This many states from this many rows a block are a matrix product for BLAS.
 LIBRARY_STATES, LIBRARY_ROWS = 8, 64
+FACTOR_ENTRIES = 1 << 22  # of one kind of factor held at a time by `predict`: 32 MiB
 
 
 class Factors(NamedTuple):
@@ -133,14 +134,24 @@ def _solve(gram: np.ndarray, n: int, m: int, cutoff, dtype) -> Factors:
     if plan(B, n, m, dtype).engine == "library":
         parts = _each(lambda b: library.reduce_gram(gram[b], wide, cutoff, digits, bounds), B, order)
         return _assemble(parts, order)
-    basis, operator = np.zeros((B, order, order)), np.zeros((B, order, order))
-    lift = np.zeros((B, order, order)) if wide else basis
-    start, reports = np.zeros((B, order)), np.zeros((B, 3))
-    rank, edge, route = np.zeros(B, np.int64), np.zeros(B, np.bool_), np.zeros(B, np.int8)
+    arrays = _allocate(B, order, wide)
     over_blocks(
         algebra.solve_range, B, 8 * B * order**3, np.ascontiguousarray(gram), order, wide, kind, value, digits,
-        tuple(bounds), basis, lift, operator, start, rank, reports, edge, route,
+        tuple(bounds), *arrays,
     )  # fmt: skip
+    return _factors(arrays)
+
+
+def _allocate(B: int, order: int, wide: bool) -> tuple[np.ndarray, ...]:
+    """What kernels fill: basis, lift, operator, start, rank, reports (threshold, largest, smallest), edge, route."""
+    basis, operator, start = np.zeros((B, order, order)), np.zeros((B, order, order)), np.zeros((B, order))
+    lift = np.zeros((B, order, order)) if wide else basis
+    reports, rank, edge, route = np.zeros((B, 3)), np.zeros(B, np.int64), np.zeros(B, np.bool_), np.zeros(B, np.int8)
+    return basis, lift, operator, start, rank, reports, edge, route
+
+
+def _factors(arrays: tuple[np.ndarray, ...]) -> Factors:
+    basis, lift, operator, start, rank, reports, edge, route = arrays
     return _trim(Factors(basis, lift, operator, start, rank, *reports.T.copy(), edge, route))
 
 
@@ -173,26 +184,48 @@ def _assemble(parts: list[library.Reduced], order: int) -> Factors:
     return Factors(basis, lift, operator, start, *reports)
 
 
-def _replace(factors: Factors, parts: dict[int, library.Reduced], order: int) -> Factors:
-    """Factors with some blocks' parts put in their place."""
-    if not parts:
-        return factors
-    r = max(factors.operator.shape[1], *(part.rank for part in parts.values()))
-    grow = r - factors.operator.shape[1]
-    basis = np.pad(factors.basis, ((0, 0), (0, 0), (0, grow)))
-    shared = factors.lift is factors.basis
-    lift = basis if shared else np.pad(factors.lift, ((0, 0), (0, 0), (0, grow)))
-    operator = np.pad(factors.operator, ((0, 0), (0, grow), (0, grow)))
-    start = np.pad(factors.start, ((0, 0), (0, grow)))
-    for b, part in parts.items():
-        k = part.rank
-        for array in (basis, lift, operator, start):
-            array[b] = 0.0
-        basis[b, :, :k], lift[b, :, :k] = part.basis, part.lift
-        operator[b, :k, :k], start[b, :k] = part.operator, part.start
-        for report, value in zip(factors[4:], part[4:], strict=True):
-            report[b] = value
-    return _trim(factors._replace(basis=basis, lift=lift, operator=operator, start=start))
+def _exactly(source: Blocks, cutoff: tuple[str, float]) -> Factors:
+    """Reduced operators from the SVD of every block itself."""
+    n, m, B = source.n, source.columns - 1, len(source.offsets)
+    kind, value, digits = _rule(cutoff, source.dtype)
+    bounds, order = resolution(n, m, source.dtype), min(n, m)
+
+    def by_lapack(chosen: np.ndarray) -> Factors:
+        def reduce(i: int) -> library.Reduced:
+            return library.reduce_svd(source.block(chosen[i]), cutoff, digits, bounds)
+
+        return _assemble(_each(reduce, len(chosen), order), order)
+
+    if order > KERNEL_ORDER:
+        return by_lapack(np.arange(B))
+    arrays = _allocate(B, order, n <= m)
+    over_blocks(
+        svd.svd_range, B, B * (4 * n * m * order + 16 * order**3), *source[:5], m, kind, value, digits, tuple(bounds),
+        *arrays,
+    )  # fmt: skip
+    factors = _factors(arrays)
+    failed = np.flatnonzero(factors.route == UNRESOLVED)
+    return _replace(factors, failed, by_lapack(failed)) if len(failed) else factors
+
+
+def _replace(factors: Factors, chosen: np.ndarray, exact: Factors) -> Factors:
+    """Factors with those of the chosen blocks put in their place."""
+    r = max(factors.operator.shape[1], exact.operator.shape[1])
+    merged = {}
+    for name in Factors._fields:
+        old, new = getattr(factors, name), getattr(exact, name)
+        if name == "lift" and factors.lift is factors.basis and exact.lift is exact.basis:
+            merged[name] = merged["basis"]
+            continue
+        axes = {"basis": (2,), "lift": (2,), "operator": (1, 2), "start": (1,)}.get(name, ())
+        merged[name] = _widened(old, axes, r)
+        merged[name][chosen] = _widened(new, axes, r)
+    return _trim(Factors(**merged))
+
+
+def _widened(array: np.ndarray, axes: tuple[int, ...], r: int) -> np.ndarray:
+    """A copy with zeros appended along some axes, up to r."""
+    return np.pad(array, [(0, r - size if axis in axes else 0) for axis, size in enumerate(array.shape)])
 
 
 @_quiet
@@ -204,10 +237,9 @@ def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False) -> Fa
     """
     source, n, m, how = _shape(X)
     digits, bounds, wide = DIGITS[source.dtype], resolution(n, m, source.dtype), n <= m
-    exactly = functools.partial(library.reduce_svd, cutoff=cutoff, digits=digits, bounds=bounds)
     B = len(source.offsets)
     if refine:
-        return _assemble(_each(lambda b: exactly(source.block(b)), B, how.order), how.order)
+        return _exactly(source, cutoff)
     if how.engine == "kernel":
         factors = _solve(gram(X), n, m, cutoff, source.dtype)
     else:
@@ -216,8 +248,7 @@ def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False) -> Fa
     suspects = np.flatnonzero(factors.route == SVD)
     if source.dtype == np.float64:  # squares of float64 data may overflow, or vanish
         suspects = np.flatnonzero(np.isin(factors.route, (SVD, ZERO, NON_FINITE)))
-    exact = _each(lambda i: exactly(source.block(suspects[i])), len(suspects), how.order)
-    return _replace(factors, dict(zip(suspects.tolist(), exact, strict=True)), how.order)
+    return _replace(factors, suspects, _exactly(source.only(suspects), cutoff)) if len(suspects) else factors
 
 
 def evolve(factors: Factors, steps: np.ndarray) -> np.ndarray:
@@ -330,12 +361,15 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
         kernel = fused.predict_wide if how.side == "weights" else fused.predict_tall
         over_blocks(kernel, B, how.flops // 2, *source[:5], m, steps, kind, value, digits, tuple(bounds), out, route)
     suspects = np.flatnonzero(route == SVD)
-    reduce = functools.partial(library.reduce_svd, cutoff=cutoff, digits=digits, bounds=bounds)
-    parts = _each(lambda i: reduce(source.block(suspects[i])), len(suspects), how.order)
-    for b, part in zip(suspects, parts, strict=True):
-        one = _assemble([part], how.order)
-        out[b] = lift(source.block(b)[:, None], evolve(one, np.array([steps])))[0, 0]
-        route[b] = part.status
+    group = max(1, FACTOR_ENTRIES // how.order**2)
+    for first in range(0, len(suspects), group):
+        chosen = suspects[first : first + group]
+        blocks_ = source.only(chosen)
+        factors = _exactly(blocks_, cutoff)
+        coefficients = evolve(factors, np.array([steps]))
+        after = blocks_._replace(offsets=blocks_.offsets + source.time_stride, columns=m)
+        out[chosen] = combine(after, coefficients)[0] if n > m else coefficients[:, 0]
+        route[chosen] = factors.route
     return out, route
 
 

@@ -25,6 +25,10 @@ class Blocks(NamedTuple):
     def dtype(self) -> np.dtype:
         return self.flat.dtype
 
+    def only(self, chosen: np.ndarray) -> Blocks:
+        """Some of the blocks, a batch of their own."""
+        return self._replace(offsets=self.offsets[chosen], batch=(len(chosen),))
+
     def block(self, b: int) -> np.ndarray:
         """Block b as a (columns, n) view."""
         size = self.flat.itemsize

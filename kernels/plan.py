@@ -72,10 +72,10 @@ def resolution(n: int, m: int, dtype) -> Resolution:
 
     A float64 dot product of length l errs by about sqrt(l) units in the last place, with overwhelming
     probability (Higham & Mary 2019, theorem 2.4), and by more where rounding errors of a very long one are
-    correlated; the eigensolver by a few more. Measured errors stay below these bounds, by a factor of two on
-    ordinary data.
+    correlated; the eigensolver by a few more, and one-sided Jacobi by about the root of how many rotations a row
+    takes. Measured errors stay below these bounds, by a factor of two on ordinary data.
     """
     eps = 2.0**-52
     length, order = max(n, m), min(n, m)
     gram = (8.0 + 2.0 * math.sqrt(order) + math.sqrt(length) + length / 4096) * eps
-    return Resolution(gram, (4.0 + math.sqrt(min(n, m))) * eps, gram / TOLERANCE[np.dtype(dtype)])
+    return Resolution(gram, (4.0 + 3.0 * math.sqrt(order)) * eps, gram / TOLERANCE[np.dtype(dtype)])

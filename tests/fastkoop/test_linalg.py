@@ -206,7 +206,8 @@ class TestContract:
         assert not fk.fit(X, cutoff=ratio).edge
         expected = reference.predict(X, 1, ("relative", ratio))
         error = np.linalg.norm(fk.predict(X, 1, cutoff=ratio) - expected)
-        allowed = SHARE[dtype] * np.linalg.norm(expected - X[:, -1])
+        turn = 8 * np.finfo(np.float64).eps / (2 * at * apart)  # what the SVD itself may, where a Gram matrix gets 1e-6
+        allowed = (SHARE[dtype] + turn) * np.linalg.norm(expected - X[:, -1])
         assert error <= allowed + np.finfo(dtype).eps * np.linalg.norm(expected)
 
     def test_a_cutoff_finer_than_the_data_is_honoured_and_marked(self, rng):

