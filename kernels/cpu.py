@@ -19,7 +19,6 @@ DIGITS = {np.dtype(np.float32): 24, np.dtype(np.float64): 53}
 ALONE_ORDER = 1024
 # This many states from this many rows a block are a matrix product for BLAS.
 LIBRARY_STATES, LIBRARY_ROWS = 8, 64
-FACTOR_ENTRIES = 1 << 22  # of one kind of factor held at a time by `predict`: 32 MiB
 
 
 class Factors(NamedTuple):
@@ -184,28 +183,32 @@ def _assemble(parts: list[library.Reduced], order: int) -> Factors:
     return Factors(basis, lift, operator, start, *reports)
 
 
+def _by_lapack(source: Blocks, cutoff: tuple[str, float]) -> Factors:
+    """Reduced operators from LAPACK's SVD of every block."""
+    n, m = source.n, source.columns - 1
+    bounds, digits, order = resolution(n, m, source.dtype), DIGITS[source.dtype], min(n, m)
+
+    def reduce(b: int) -> library.Reduced:
+        return library.reduce_svd(source.block(b), cutoff, digits, bounds)
+
+    return _assemble(_each(reduce, len(source.offsets), order), order)
+
+
 def _exactly(source: Blocks, cutoff: tuple[str, float]) -> Factors:
     """Reduced operators from the SVD of every block itself."""
     n, m, B = source.n, source.columns - 1, len(source.offsets)
-    kind, value, digits = _rule(cutoff, source.dtype)
-    bounds, order = resolution(n, m, source.dtype), min(n, m)
-
-    def by_lapack(chosen: np.ndarray) -> Factors:
-        def reduce(i: int) -> library.Reduced:
-            return library.reduce_svd(source.block(chosen[i]), cutoff, digits, bounds)
-
-        return _assemble(_each(reduce, len(chosen), order), order)
-
+    order = min(n, m)
     if order > KERNEL_ORDER:
-        return by_lapack(np.arange(B))
+        return _by_lapack(source, cutoff)
+    kind, value, digits = _rule(cutoff, source.dtype)
     arrays = _allocate(B, order, n <= m)
     over_blocks(
-        svd.svd_range, B, B * (4 * n * m * order + 16 * order**3), *source[:5], m, kind, value, digits, tuple(bounds),
-        *arrays,
+        svd.svd_range, B, B * (4 * n * m * order + 16 * order**3), *source[:5], m, kind, value, digits,
+        tuple(resolution(n, m, source.dtype)), *arrays,
     )  # fmt: skip
     factors = _factors(arrays)
     failed = np.flatnonzero(factors.route == UNRESOLVED)
-    return _replace(factors, failed, by_lapack(failed)) if len(failed) else factors
+    return _replace(factors, failed, _by_lapack(source.only(failed), cutoff)) if len(failed) else factors
 
 
 def _replace(factors: Factors, chosen: np.ndarray, exact: Factors) -> Factors:
@@ -361,16 +364,30 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
         kernel = fused.predict_wide if how.side == "weights" else fused.predict_tall
         over_blocks(kernel, B, how.flops // 2, *source[:5], m, steps, kind, value, digits, tuple(bounds), out, route)
     suspects = np.flatnonzero(route == SVD)
-    group = max(1, FACTOR_ENTRIES // how.order**2)
-    for first in range(0, len(suspects), group):
-        chosen = suspects[first : first + group]
-        blocks_ = source.only(chosen)
-        factors = _exactly(blocks_, cutoff)
-        coefficients = evolve(factors, np.array([steps]))
-        after = blocks_._replace(offsets=blocks_.offsets + source.time_stride, columns=m)
-        out[chosen] = combine(after, coefficients)[0] if n > m else coefficients[:, 0]
-        route[chosen] = factors.route
+    if len(suspects):
+        states, routes = _predict_exactly(source.only(suspects), steps, cutoff)
+        out[suspects], route[suspects] = states, routes
     return out, route
+
+
+def _predict_exactly(source: Blocks, steps: int, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """`predict` for steps >= 1 from the triangle or the SVD of every block itself."""
+    n, m, B = source.n, source.columns - 1, len(source.offsets)
+    kind, value, digits = _rule(cutoff, source.dtype)
+    order, states, routes = min(n, m), np.empty((B, n), source.dtype), np.full(B, UNRESOLVED, np.int8)
+    if order <= KERNEL_ORDER:
+        over_blocks(
+            svd.predict_exact, B, B * (4 * n * m * order + 16 * order**3), *source[:5], m, steps, kind, value, digits,
+            tuple(resolution(n, m, source.dtype)), states, routes,
+        )  # fmt: skip
+    for b in np.flatnonzero(routes == UNRESOLVED):
+        one = source.only(np.array([b]))
+        factors = _by_lapack(one, cutoff)
+        coefficients = evolve(factors, np.array([steps]))
+        after = one._replace(offsets=one.offsets + source.time_stride, columns=m)
+        states[b] = combine(after, coefficients)[0, 0] if n > m else coefficients[0, 0]
+        routes[b] = factors.route[0]
+    return states, routes
 
 
 @_quiet

@@ -11,8 +11,8 @@ import numpy as np
 KERNEL_ORDER = 96
 
 # How a block was answered; `KoopmanOperator.route` holds these words, the kernels their indices.
-ROUTES = ("zero", "constant", "cholesky", "eigen", "svd", "non-finite", "unresolved")
-ZERO, CONSTANT, CHOLESKY, EIGEN, SVD, NON_FINITE, UNRESOLVED = range(len(ROUTES))
+ROUTES = ("zero", "constant", "cholesky", "eigen", "svd", "non-finite", "unresolved", "qr")
+ZERO, CONSTANT, CHOLESKY, EIGEN, SVD, NON_FINITE, UNRESOLVED, QR = range(len(ROUTES))
 
 # The share of a prediction's displacement that a Gram route may get wrong; beyond it the SVD is taken.
 TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-9}

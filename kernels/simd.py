@@ -42,6 +42,13 @@ def _multiply_add(builder, a, b, c):
     return builder.call(fma, [a, b, c])
 
 
+def _sum(builder, vector):
+    """The sum of a vector's lanes, in pairs."""
+    name, kind = f"llvm.vector.reduce.fadd.v{vector.type.count}f64", ir.FunctionType(DOUBLE, [DOUBLE, vector.type])
+    reduce = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(reduce, [DOUBLE(-0.0), vector], fastmath=("reassoc",))
+
+
 @jit
 def tile_of(rows, columns):
     """Zeros (rows, >= columns), every row on a cache line of its own and no two on the same set of the cache."""
@@ -169,6 +176,32 @@ def add(typingctx, first, last, a, x, row):
 
 
 @intrinsic
+def inner(typingctx, last, x, y):
+    """The product of two rows over 0 .. last, a positive multiple of LANES."""
+    if any(not isinstance(row, types.Array) or row.dtype != types.float64 or row.layout != "C" for row in (x, y)):
+        return None
+
+    def code(context, builder, signature, arguments):
+        rows = [_data(context, builder, *pair) for pair in zip(signature.args[1:], arguments[1:], strict=True)]
+        before, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        k, total = builder.phi(INDEX), builder.phi(VECTOR)
+        k.add_incoming(INDEX(0), before)
+        total.add_incoming(ir.Constant(VECTOR, [0.0] * LANES), before)
+        left, right = (builder.load(builder.bitcast(builder.gep(row, [k]), ir.PointerType(VECTOR))) for row in rows)
+        left.align = right.align = 8
+        new, following = _multiply_add(builder, left, right, total), builder.add(k, INDEX(LANES))
+        total.add_incoming(new, loop)
+        k.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, arguments[0]), loop, done)
+        builder.position_at_end(done)
+        return _sum(builder, new)
+
+    return types.float64(types.int64, x, y), code
+
+
+@intrinsic
 def rotate(typingctx, first, last, c, s, x, y):
     """Givens rotation: x, y <- c x - s y, s x + c y."""
 
@@ -212,10 +245,8 @@ def add_products(typingctx, width, a, b, c, x, y, z, p, q, r, at):
         k.add_incoming(following, loop)
         builder.cbranch(builder.icmp_signed("<", following, width), loop, done)
         builder.position_at_end(done)
-        name, kind = f"llvm.vector.reduce.fadd.v{MICRO_LANES}f64", ir.FunctionType(DOUBLE, [DOUBLE, vector])
-        reduce = cgutils.get_or_insert_function(builder.module, kind, name)
         for i, total in enumerate(totals):
-            one = builder.call(reduce, [DOUBLE(-0.0), total], fastmath=("reassoc",))
+            one = _sum(builder, total)
             entry = builder.gep(data[2 * MICRO + i // MICRO], [builder.add(at, INDEX(i % MICRO))])
             builder.store(builder.fadd(builder.load(entry), one), entry)
         return context.get_dummy_value()

@@ -1,9 +1,9 @@
-"""The SVD of small blocks in Numba, for cutoffs that a Gram matrix cannot resolve: QR, then one-sided Jacobi.
+"""Small blocks whose cutoff a Gram matrix cannot resolve, in Numba: QR, then one-sided Jacobi where it must be.
 
-Householder's QR brings a block to a triangle of order p = min(n, m), whose rows Jacobi rotations make orthogonal
-(Hestenes 1958; Drmač & Veselić 2008). A tall F = Q R: the rows of R become s_i v_i^T, and Q^T x_last, a column beside
-them, U^T x_last. A wide F^T = Q R: the rows of R^T become s_i v_i^T and the identity beside them U^T; the rows of Fp go
-through Q too.
+Householder's QR brings a block to a triangle R of order p = min(n, m), whose rows Jacobi rotations make orthogonal
+(Hestenes 1958). A tall F = Q R: the rows become s_i v_i^T, and Q^T x_last, a column beside them, U^T x_last. A wide
+F^T = Q R: the rows become s_i u_i^T, and Q^T Fp^T beside them V^T Fp^T. Where the triangle is proved to have full rank
+at the cutoff, a prediction needs no rotations.
 """
 
 from __future__ import annotations
@@ -12,60 +12,76 @@ import math
 
 import numpy as np
 
-from .blocks import is_finite, load
-from .cutoffs import RELATIVE, SPACING, select
-from .dense import EPS, dot, dot4, matvec
+from .algebra import advance, advance_companion
+from .blocks import apply_snapshots, is_finite, load
+from .cutoffs import RELATIVE, SPACING, limit, select
+from .dense import EPS, NEGLIGIBLE, axpy, dot, dot4, matvec
 from .jit import jit
-from .plan import NON_FINITE, SVD, UNRESOLVED, ZERO
-from .simd import LANES, add, lanes, rotate, tile_of
+from .plan import NON_FINITE, QR, SVD, UNRESOLVED, ZERO
+from .simd import LANES, add, inner, lanes, rotate, scale, tile_of
 
 SWEEPS = 30  # 6 to 10 are usual
 
 
 @jit
-def triangularize(V, rows, extra, length, v):
-    """Householder's QR of `rows` vectors of `length` >= rows numbers, the rows of V; v is a scratch vector.
+def triangularize(V, rows, extra, length, order, left, v):
+    """Householder's QR of `rows` vectors of `length` >= rows numbers, the rows of V, the longest remainder first.
 
-    Afterwards V[j, k] for k <= j < rows is R[k, j], and the first `rows` numbers of the `extra` rows below are Q^T
-    times what they were.
+    Afterwards row k of V is the vector that was number order[k], V[j, k] for k <= j < rows is R[k, j], and the first
+    `rows` numbers of the `extra` rows below are Q^T times what they were. left (rows,) and v are scratch. Rows of R
+    that fall off in length leave the Jacobi rotations less to do (Drmač & Veselić 2008).
     """
     end, count = lanes(length), rows + extra
-    for k in range(min(rows, length - 1)):
+    for j in range(rows):
+        order[j], left[j] = j, dot(V[j], V[j], length)
+    negligible = NEGLIGIBLE * NEGLIGIBLE * left.max()  # as in `tridiagonalize`: cascades down into underflow
+    for k in range(min(rows, length)):
+        longest = k + np.argmax(left[k:rows])
+        if longest != k:
+            order[k], order[longest] = order[longest], order[k]
+            left[k], left[longest] = left[longest], left[k]
+            rotate(0, end, 0.0, 1.0, V[longest], V[k])  # swaps them, and turns the sign of the one that goes down
+            for i in range(end):
+                V[longest, i] = -V[longest, i]
         first = k // LANES * LANES
         head, size = V[k, k], length - k - 1
         tail = dot(V[k, k + 1 :], V[k, k + 1 :], size)
-        if tail == 0.0:
-            continue
-        alpha = -math.copysign(math.sqrt(head * head + tail), head)
-        v[first:end] = V[k, first:end]
-        v[first:k] = 0.0
-        v[k] = head - alpha
-        b = 2.0 / (v[k] * v[k] + tail)
-        V[k, k] = alpha
-        V[k, k + 1 : end] = 0.0
-        w, j = v[first:], k + 1
-        while j + 4 <= count:
-            p, q, r, s = dot4(V[j, first:], V[j + 1, first:], V[j + 2, first:], V[j + 3, first:], w, end - first)
-            add(first, end, -b * p, v, V[j])
-            add(first, end, -b * q, v, V[j + 1])
-            add(first, end, -b * r, v, V[j + 2])
-            add(first, end, -b * s, v, V[j + 3])
-            j += 4
-        for i in range(j, count):
-            add(first, end, -b * dot(V[i, first:], w, end - first), v, V[i])
+        if tail <= negligible:
+            V[k, k + 1 : end] = 0.0
+        else:
+            alpha = -math.copysign(math.sqrt(head * head + tail), head)
+            v[first:end] = V[k, first:end]
+            v[first:k] = 0.0
+            v[k] = head - alpha
+            b = 2.0 / (v[k] * v[k] + tail)
+            V[k, k] = alpha
+            V[k, k + 1 : end] = 0.0
+            w, j = v[first:], k + 1
+            while j + 4 <= count:
+                p, q, r, s = dot4(V[j, first:], V[j + 1, first:], V[j + 2, first:], V[j + 3, first:], w, end - first)
+                add(first, end, -b * p, v, V[j])
+                add(first, end, -b * q, v, V[j + 1])
+                add(first, end, -b * r, v, V[j + 2])
+                add(first, end, -b * s, v, V[j + 3])
+                j += 4
+            for i in range(j, count):
+                add(first, end, -b * dot(V[i, first:], w, end - first), v, V[i])
+        for j in range(k + 1, rows):  # good enough for an order, cancellation or not
+            left[j] -= V[j, k] * V[j, k]
 
 
 @jit
 def orthogonalize(A, n, width, squares):
-    """Rotate the n rows of A, (n, lanes(width)), until their first n numbers are orthogonal; largest row first.
+    """Rotate the n rows of A, (n, lanes(width)), until their first lanes(n) numbers are orthogonal; largest row first.
 
     squares: (n,) the rows' squared norms, as they come out. Rows count as orthogonal when their product is below
-    rounding, relative to their own norms or to the norm of the matrix. False if SWEEPS do not suffice.
+    rounding, relative to their own norms or to the norm of the matrix. False if SWEEPS do not suffice. (Rounds of
+    disjoint pairs, which the processor could overlap, took more of them and were no faster.)
     """
-    end = lanes(width)
+    part, end = lanes(n), lanes(width)
     for _ in range(SWEEPS):
         for i in range(n):
-            squares[i] = dot(A[i], A[i], n)
+            squares[i] = inner(part, A[i], A[i])
         top = squares.max()
         done = True
         for p in range(n):
@@ -74,10 +90,9 @@ def orthogonalize(A, n, width, squares):
                 squares[p], squares[large] = squares[large], squares[p]
                 rotate(0, end, 0.0, 1.0, A[large], A[p])
             for q in range(p + 1, n):
-                product = dot(A[p], A[q], n)
+                product = inner(part, A[p], A[q])
                 a, b = squares[p], squares[q]
-                size = math.sqrt(max(a, b))
-                if abs(product) <= EPS * size * max(2.0 * math.sqrt(min(a, b)), 0.05 * math.sqrt(top)):
+                if product * product <= EPS * EPS * max(a, b) * max(4.0 * n * min(a, b), 0.0025 * top):
                     continue
                 done = False
                 zeta = (b - a) / (2.0 * product)
@@ -91,33 +106,114 @@ def orthogonalize(A, n, width, squares):
 
 
 @jit
-def scale_of(flat, start, time_stride, stride, n, columns):
-    """The power of two that brings the largest entry near 1, 0 if all are zero, NaN if one is not finite."""
-    if not is_finite(flat, start, time_stride, stride, n, columns):
+def scale_of(flat, start, time_stride, stride, n, m):
+    """The power of two that brings the largest entry of F near 1, 0 if all are zero, NaN if any is not finite."""
+    if not is_finite(flat, start, time_stride, stride, n, m + 1):
         return np.nan
     largest = 0.0
-    for t in range(columns):
+    for t in range(m):
         for i in range(n):
             largest = max(largest, abs(np.float64(flat[start + t * time_stride + i * stride])))
     return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0.0 else 0.0
 
 
 @jit
-def rows_of(flat, start, time_stride, stride, n, m, wide, V, scale):
-    """The vectors that `triangularize` takes, divided by `scale`: snapshots, or weights over F, then over Fp."""
+def rows_of(flat, start, time_stride, stride, n, m, wide, V, size):
+    """The vectors that `triangularize` takes, divided by `size`: snapshots, or weights over F, then over Fp."""
     if wide:
         load(flat, start, stride, time_stride, n, m, -1, V)
         load(flat, start + time_stride, stride, time_stride, n, m, -1, V[n:])
     else:
         load(flat, start, time_stride, stride, m + 1, n, -1, V)
-    inverse = 1.0 / scale
+    inverse = 1.0 / size
     for row in V:
         if math.isfinite(inverse):
             for i in range(len(row)):
                 row[i] *= inverse
         else:  # of a denormal
             for i in range(len(row)):
-                row[i] /= scale
+                row[i] /= size
+
+
+@jit
+def inverse_norm2(L, n, W):
+    """Squared Frobenius norm of L^-1 for a lower triangle L, >= 1 / its smallest singular value squared."""
+    total = 0.0
+    for i in range(n):
+        end = lanes(i + 1)
+        W[i, :end] = 0.0
+        for k in range(i):
+            add(0, lanes(k + 1), -L[i, k], W[k], W[i])
+        W[i, i] = 1.0
+        scale(0, end, 1.0 / L[i, i], W[i])
+        total += dot(W[i], W[i], i + 1)
+    return total
+
+
+@jit
+def full_rank(L, n, kind, value, digits, size, resolution, W):
+    """Prove that every singular value of the lower triangle L counts; a tenth is kept for rounding.
+
+    The smallest is at least 1 / ||L^-1||_F and the largest at most ||L||_F.
+    """
+    if kind != RELATIVE and kind != SPACING:
+        return False
+    largest = 0.0
+    for i in range(n):
+        if L[i, i] == 0.0:
+            return False
+        largest += dot(L[i], L[i], i + 1)
+    largest = math.sqrt(largest)
+    needed = limit(largest, kind, value, digits, size) + resolution[1] * largest
+    return 0.81 > needed * needed * inverse_norm2(L, n, W)
+
+
+@jit
+def reduce_triangle(
+    V, places, x, n, m, kind, value, digits, unit, resolution, A, squares, basis, lift, operator, start
+):
+    """The reduced operator from the triangle in V; x is x_last / unit, and the last four are the block's own results.
+
+    Returns (status, rank, threshold, largest and smallest kept singular value, edge); status UNRESOLVED where the
+    iteration fails.
+    """
+    wide = n <= m
+    order, length = (n, m) if wide else (m, n)
+    beside, extra = lanes(order), n if wide else 1  # where the columns begin that are rotated along; how many
+    A[:, :] = 0.0
+    for i in range(order):
+        for j in range(i, order):
+            A[i, places[j]] = V[j, i]
+        for j in range(extra):
+            A[i, beside + j] = V[order + j, i]
+    if not orthogonalize(A, order, beside + extra, squares):
+        return UNRESOLVED, 0, 0.0, 0.0, 0.0, False
+    largest = math.sqrt(squares[0])
+    if largest == 0.0:  # only x_last is not zero: F^+ = 0
+        return ZERO, 0, 0.0, 0.0, 0.0, False
+    floor = 0.0 if kind == RELATIVE or kind == SPACING else length * EPS * largest
+    rank, threshold, edge = select(squares, order, kind, value, digits, unit, 0.0, resolution[1] * largest, floor)
+    work = np.empty(order)
+    for k in range(rank):
+        size = math.sqrt(squares[k])
+        if wide:
+            start[k] = dot(A[k], x, n) / size * unit
+            matvec(A, A[k, beside:], rank, n, work)
+            for i in range(rank):
+                operator[i, k] = work[i] / math.sqrt(squares[i] * squares[k])
+            for i in range(n):
+                basis[i, k], lift[i, k] = A[k, i] / size, A[k, beside + i] / size
+        else:
+            start[k] = A[k, beside] * unit
+            work[: m - 1] = A[k, 1:m]
+            work[m - 1] = A[k, beside]
+            matvec(A, work, rank, m, operator[k])
+            for i in range(rank):
+                operator[k, i] /= squares[i]
+            for i in range(m):
+                basis[i, k] = A[k, i] / squares[k] / unit
+    smallest = math.sqrt(squares[rank - 1]) * unit if rank else 0.0
+    return SVD, rank, threshold * unit, largest * unit if rank else 0.0, smallest, edge
 
 
 @jit
@@ -127,60 +223,71 @@ def svd_range(
 ):  # fmt: skip
     """Reduced operators like `solve_range`'s, from the data itself; status UNRESOLVED where the iteration fails."""
     wide = n <= m
-    order, length = (n, m) if wide else (m, n)
-    V, v = tile_of(2 * order if wide else order + 1, length), tile_of(1, length)[0]
-    width = 2 * order if wide else order + 1
-    A, squares = tile_of(order, width), np.empty(order)
-    work, column, last_ = np.empty(order), np.empty(order), np.empty(order)
-    floor = 0.0 if kind == RELATIVE or kind == SPACING else length * EPS
+    order, length, extra = (n, m, n) if wide else (m, n, 1)
+    V, v, A = tile_of(order + extra, length), tile_of(1, length)[0], tile_of(order, lanes(order) + extra)
+    squares, left, places, x = np.empty(order), np.empty(order), np.empty(order, np.int64), np.empty(n)
     for b in range(first, last):
         reports[b, :] = 0.0
-        scale = scale_of(flat, offsets[b], time_stride, stride, n, m + 1)
-        status[b] = NON_FINITE if math.isnan(scale) else ZERO
-        if not scale > 0.0:
-            continue
-        rows_of(flat, offsets[b], time_stride, stride, n, m, wide, V, scale)
-        triangularize(V, order, order if wide else 1, length, v)
-        A[:, :] = 0.0
-        for i in range(order):
-            if wide:
-                A[i, : i + 1] = V[i, : i + 1]
-                A[i, order + i] = 1.0
-            else:
-                for j in range(i, order):
-                    A[i, j] = V[j, i]
-                A[i, order] = V[order, i]
-        if not orthogonalize(A, order, width, squares):
-            status[b] = UNRESOLVED
-            continue
-        largest = math.sqrt(squares[0])
-        if largest == 0.0:  # only x_last is not zero: F^+ = 0
-            continue
-        r, threshold, edge[b] = select(
-            squares, order, kind, value, digits, scale, 0.0, resolution[1] * largest, floor * largest
-        )
-        status[b], rank[b], reports[b, 0] = SVD, r, threshold * scale
-        if r:
-            reports[b, 1], reports[b, 2] = largest * scale, math.sqrt(squares[r - 1]) * scale
-        if wide:
+        unit = scale_of(flat, offsets[b], time_stride, stride, n, m)
+        status[b] = NON_FINITE if math.isnan(unit) else ZERO
+        if unit > 0.0:
+            rows_of(flat, offsets[b], time_stride, stride, n, m, wide, V, unit)
+            triangularize(V, order, extra, length, places, left, v)
             for i in range(n):
-                last_[i] = flat[offsets[b] + m * time_stride + i * stride]
-            for k in range(r):
-                for j in range(n):
-                    work[j] = A[k, j] / squares[k]
-                matvec(V[n:], work, n, n, column)
-                start[b, k] = dot(A[k, n:], last_, n)
-                for i in range(r):
-                    operator[b, i, k] = dot(A[i, n:], column, n)
-                for i in range(n):
-                    lift[b, i, k], basis[b, i, k] = column[i], A[k, n + i]
-        else:
-            for k in range(r):
-                work[: m - 1] = A[k, 1:m]
-                work[m - 1] = A[k, m]
-                matvec(A, work, r, m, operator[b, k])
-                start[b, k] = A[k, m] * scale
-                for i in range(r):
-                    operator[b, k, i] /= squares[i]
-                for i in range(m):
-                    basis[b, i, k] = A[k, i] / squares[k] / scale
+                x[i] = flat[offsets[b] + m * time_stride + i * stride] / unit
+            status[b], rank[b], reports[b, 0], reports[b, 1], reports[b, 2], edge[b] = reduce_triangle(
+                V, places, x, n, m, kind, value, digits, unit, resolution, A, squares, basis[b], lift[b], operator[b],
+                start[b],
+            )  # fmt: skip
+
+
+@jit
+def predict_exact(
+    first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, out, status
+):
+    """out[b] = K^steps x_last, steps >= 1, from the data itself: by the triangle alone where that has full rank."""
+    wide = n <= m
+    order, length, extra = (n, m, n) if wide else (m, n, 1)
+    V, v, A = tile_of(order + extra, length), tile_of(1, length)[0], tile_of(order, lanes(order) + extra)
+    squares, left, places, w = np.empty(order), np.empty(order), np.empty(order, np.int64), np.empty(n)
+    a, c, y, spare, W = np.empty(order), np.empty(order), np.empty(order), np.empty(order), tile_of(order, order)
+    basis, lift, operator = np.empty((order, order)), np.empty((order, order)), np.empty((order, order))
+    P, Q = np.empty((order, order)), np.empty((order, order))
+    for b in range(first, last):
+        begin = offsets[b]
+        unit = scale_of(flat, begin, time_stride, stride, n, m)
+        status[b] = NON_FINITE if math.isnan(unit) else ZERO
+        w[:] = np.nan if math.isnan(unit) else 0.0
+        if unit > 0.0:
+            rows_of(flat, begin, time_stride, stride, n, m, wide, V, unit)
+            triangularize(V, order, extra, length, places, left, v)
+            for i in range(n):
+                w[i] = flat[begin + m * time_stride + i * stride] / unit
+            if full_rank(V, order, kind, value, digits, unit, resolution, W):
+                status[b] = QR
+                if wide:
+                    for _ in range(steps):
+                        for j in range(n):  # F^T = Q R with its columns in the order of `places`
+                            c[j] = (w[places[j]] - dot(V[j], c, j)) / V[j, j]
+                        matvec(V[n:], c, n, n, w)
+                    for i in range(n):
+                        w[i] *= unit
+                else:
+                    spare[:] = V[m, :m]
+                    for k in range(m - 1, -1, -1):
+                        y[k] = spare[k] / V[k, k]
+                        axpy(-y[k], V[k], spare, k)
+                    for k in range(m):
+                        a[places[k]] = y[k]
+                    c[:] = a
+                    advance_companion(a, m, steps - 1, c, spare, operator, P, Q)
+            else:
+                status[b], r, _, _, _, _ = reduce_triangle(
+                    V, places, w, n, m, kind, value, digits, unit, resolution, A, squares, basis, lift, operator, y
+                )
+                advance(operator, r, y, steps - 1, spare, P, Q)
+                matvec(lift if wide else basis, y, order, r, w if wide else c)
+            if not wide:
+                apply_snapshots(flat, begin + time_stride, time_stride, stride, n, m, c, w)
+        for i in range(n):
+            out[b, i] = w[i]

@@ -3,8 +3,8 @@
 import mpmath
 import numpy as np
 import pytest
-from cases import EPS64, tile, with_singular_values
-from fastkoop.kernels import cpu, library, svd
+from cases import EPS64, dying, tile, with_singular_values
+from fastkoop.kernels import cpu, library, simd, svd
 from fastkoop.kernels.layout import blocks_of
 from fastkoop.kernels.plan import NON_FINITE, SVD, UNRESOLVED, ZERO, resolution
 from fastkoop.kernels.simd import tile_of
@@ -25,21 +25,24 @@ def snapshots(rng, n, m, values):
 @pytest.mark.parametrize(("rows", "extra", "length"), [(1, 0, 1), (1, 1, 5), (4, 3, 4), (7, 1, 30), (31, 31, 100)])
 def test_triangle(rows, extra, length, rng):
     A = rng.normal(size=(rows + extra, length))
-    V = tile(A)
-    svd.triangularize(V, rows, extra, length, tile_of(1, length)[0])
-    R = np.tril(V[:rows, :rows])
-    np.testing.assert_allclose(R @ R.T, A[:rows] @ A[:rows].T, rtol=0, atol=1e-13 * length)
-    np.testing.assert_allclose(R @ V[rows:, :rows].T, A[:rows] @ A[rows:].T, rtol=0, atol=1e-13 * length)
+    V, order = tile(A), np.empty(rows, np.int64)
+    svd.triangularize(V, rows, extra, length, order, np.empty(rows), tile_of(1, length)[0])
+    R, chosen = np.tril(V[:rows, :rows]), A[order]
+    np.testing.assert_allclose(R @ R.T, chosen @ chosen.T, rtol=0, atol=1e-13 * length)
+    np.testing.assert_allclose(R @ V[rows:, :rows].T, chosen @ A[rows:].T, rtol=0, atol=1e-13 * length)
+    assert sorted(order) == list(range(rows))
+    assert (np.diff(np.abs(np.diag(R))) <= 1e-12).all()  # the longest remainder first
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 31, 96])
 def test_orthogonal_rows(n, rng):
     for values in (rng.uniform(size=n), np.geomspace(1, 1e-14, n), np.ones(n), np.r_[1.0, np.zeros(n - 1)]):
         A = with_singular_values(rng, n, n, values)
-        rotated, squares = tile(np.hstack([A, np.eye(n)])), np.empty(n)
-        assert svd.orthogonalize(rotated, n, 2 * n, squares)
+        beside = int(simd.lanes(n))
+        rotated, squares = tile(np.hstack([A, np.zeros((n, beside - n)), np.eye(n)])), np.empty(n)
+        assert svd.orthogonalize(rotated, n, beside + n, squares)
         assert (np.diff(squares) <= 0).all()
-        B, J = rotated[:, :n], rotated[:, n : 2 * n]
+        B, J = rotated[:, :n], rotated[:, beside : beside + n]
         np.testing.assert_allclose(J @ J.T, np.eye(n), rtol=0, atol=64 * EPS64 * np.sqrt(n))
         np.testing.assert_allclose(J @ A, B, rtol=0, atol=64 * EPS64)
         np.testing.assert_allclose(np.sqrt(squares), np.sort(values)[::-1], rtol=0, atol=64 * EPS64)
@@ -80,6 +83,18 @@ def test_like_lapack(n, m, scale, rng):
         found.operator[0] * np.outer(signs, signs), expected.operator, rtol=0,
         atol=tolerance * max(1.0, np.abs(expected.operator).max()),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "m"), [(200, 20), (21, 32), (20, 20)])
+def test_rank_two_cascades_into_underflow(n, m, monkeypatch):
+    """Every reflector of a block of rank 2 leaves a rest smaller by eps; LAPACK must not be needed."""
+    monkeypatch.setattr(cpu, "_by_lapack", None)
+    for seed in range(60):
+        X = dying(np.random.default_rng(seed), n, m, np.float64).T
+        found = factors_of(X, ("relative", 1e-9))
+        assert found.route[0] == SVD
+        assert found.rank[0] <= 2
+        assert np.isfinite(found.operator).all()
 
 
 def test_nothing_to_say(rng):
