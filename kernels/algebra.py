@@ -125,8 +125,16 @@ def truncated_solve(A, n, x, kind, value, digits, scale, resolution, work, spect
     Returns the status EIGEN, or SVD where the Gram matrix A cannot tell; A is overwritten. spectrum is a
     (2, >= n) scratch, for the eigenvalues as QL leaves them and largest first.
     """
-    d, ordered, e, beta, y = spectrum[0], spectrum[1], work[3], work[4], work[0]
-    tridiagonalize(A, n, d, e, beta, work)
+    tridiagonalize(A, n, spectrum[0], work[3], work[4], work)
+    return reduced_solve(
+        A, n, x, work[4], work[3], kind, value, digits, scale, resolution, work[0], spectrum, rotations, sweeps
+    )
+
+
+@jit
+def reduced_solve(A, n, x, beta, e, kind, value, digits, scale, resolution, y, spectrum, rotations, sweeps):
+    """`truncated_solve` of a matrix whose reflectors are in A and beta, its tridiagonal form in spectrum[0] and e."""
+    d, ordered = spectrum[0], spectrum[1]
     reflect(A, n, beta, x, True)
     for i in range(n):  # T is last first
         y[i] = x[n - 1 - i]

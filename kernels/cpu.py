@@ -347,14 +347,20 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
         out[:] = X[-1].reshape(B, n)
         out[~finite] = np.nan
         return out, np.where(finite, route, NON_FINITE).astype(np.int8)
-    if how.engine == "library":
+    kind, value, digits = _rule(cutoff, source.dtype)
+    bounds = resolution(n, m, source.dtype)
+    if how.engine == "library" and steps > 1:
         factors = fit(X, cutoff)
         out[:] = lift(X, evolve(factors, np.array([steps])))[0]
         out[factors.route == NON_FINITE] = np.nan
         return out, factors.route
-    kind, value, digits = _rule(cutoff, source.dtype)
-    bounds = resolution(n, m, source.dtype)
-    if n == 1 and algebra.keeps_rank_one(kind, value):
+    if how.engine == "library":
+
+        def step(b: int) -> int:
+            return library.step_block(source.block(b), n <= m, cutoff, digits, bounds, out[b])
+
+        route[:] = _each(step, B, how.order)
+    elif n == 1 and algebra.keeps_rank_one(kind, value):
         beside = bool((np.diff(source.offsets) == 1).all())
         over_blocks(
             fused.predict_scalars, B, 2 * B * m, source.flat, source.offsets, source.time_stride, beside, m, steps,
@@ -364,6 +370,8 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
         kernel = fused.predict_wide if how.side == "weights" else fused.predict_tall
         over_blocks(kernel, B, how.flops // 2, *source[:5], m, steps, kind, value, digits, tuple(bounds), out, route)
     suspects = np.flatnonzero(route == SVD)
+    if how.engine == "library" and source.dtype == np.float64:  # squares of float64 data may overflow, or vanish
+        suspects = np.flatnonzero(np.isin(route, (SVD, ZERO, NON_FINITE)))
     if len(suspects):
         states, routes = _predict_exactly(source.only(suspects), steps, cutoff)
         out[suspects], route[suspects] = states, routes

@@ -11,11 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
+from .algebra import reduced_solve
 from .cutoffs import KINDS, RELATIVE, SPACING, limit, resolved, select
+from .dense import QL_ITERATIONS
 from .plan import EIGEN, NON_FINITE, SVD, ZERO, Resolution
 from .subspace import LEAST_ORDER, leading_eigh
 
-TILE_ENTRIES = 1 << 22  # float64 numbers converted at a time: 32 MiB beside the data, whatever its size
+TILE_ENTRIES, TILE_LINES = 1 << 19, 512  # float64 numbers converted at a time: 4 MiB, or these lines if they are more
 
 
 class Reduced(NamedTuple):
@@ -40,8 +42,8 @@ def empty(order: int, status: int) -> Reduced:
 
 
 def tiles(length: int, other: int):
-    """Slices that cover 0 .. length, each with at most TILE_ENTRIES / other lines."""
-    step = max(1, TILE_ENTRIES // max(other, 1))
+    """Slices that cover 0 .. length, each with at most TILE_ENTRIES / other lines, or TILE_LINES."""
+    step = max(1, TILE_LINES, TILE_ENTRIES // max(other, 1))
     return (slice(i, min(i + step, length)) for i in range(0, length, step))
 
 
@@ -153,19 +155,64 @@ def reduce_block(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Res
     """
     if not wide:
         return reduce_snapshots(gram_snapshots(block), cutoff, digits, bounds)
+    last = block[-1].astype(np.float64)
+    return reduce_weights(gram_past(block), lambda V: advance_past(block, V), last, cutoff, digits, bounds)
+
+
+def gram_past(block: np.ndarray) -> np.ndarray:
+    """F F^T of a (columns, n) block."""
     C = np.zeros((block.shape[1], block.shape[1]))
     for part in tiles(len(block) - 1, block.shape[1]):
         F = np.ascontiguousarray(block[part], np.float64)
         C += F.T @ F
+    return C
 
-    def after(V: np.ndarray) -> np.ndarray:
-        W = np.zeros_like(V)
-        for part in tiles(len(block) - 1, block.shape[1]):
-            tile = np.ascontiguousarray(block[part.start : part.stop + 1], np.float64)
-            W += tile[1:].T @ (tile[:-1] @ V)
-        return W
 
-    return reduce_weights(C, after, block[-1].astype(np.float64), cutoff, digits, bounds)
+def advance_past(block: np.ndarray, V: np.ndarray) -> np.ndarray:
+    """Fp F^T V of a (columns, n) block, without the n x n product."""
+    W = np.zeros_like(V)
+    for part in tiles(len(block) - 1, block.shape[1]):
+        tile = np.ascontiguousarray(block[part.start : part.stop + 1], np.float64)
+        W += tile[1:].T @ (tile[:-1] @ V)
+    return W
+
+
+def truncated_solve(G: np.ndarray, x: np.ndarray, cutoff, digits: int, bounds: Resolution) -> tuple[np.ndarray, int]:
+    """G^+ x, truncated, and EIGEN, or SVD where G cannot tell: LAPACK's tridiagonal form, then no eigenvectors."""
+    order = len(G)
+    scale = math.ldexp(1.0, math.frexp(float(np.trace(G)))[1] // 2)  # to a trace near 1, as the kernels do
+    work = scipy.linalg.lapack.dsytrd_lwork(order, lower=1)[0]
+    reflectors, d, e, beta, _ = scipy.linalg.lapack.dsytrd(G / scale**2, lower=1, lwork=int(work), overwrite_a=1)
+    A = reflectors.T  # row k is reflector k, whose first number is understood to be 1
+    A.flat[1 :: order + 1] = 1.0
+    spectrum = np.empty((2, order))
+    spectrum[0], off = d[::-1], np.append(e[::-1], 0.0)
+    y = np.array(x, np.float64)
+    room = np.empty((2, order * order)), np.empty((QL_ITERATIONS * order, 3), np.int64)
+    status = reduced_solve(
+        A, order, y, np.append(beta, 0.0), off, KINDS[cutoff[0]], float(cutoff[1]), digits, scale, tuple(bounds),
+        np.empty(order), spectrum, *room,
+    )  # fmt: skip
+    return y / scale**2, status
+
+
+def step_block(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resolution, out: np.ndarray) -> int:
+    """out = K x_last of a (columns, n) block by its Gram matrix; the status, SVD where that cannot tell."""
+    m, n = block.shape[0] - 1, block.shape[1]
+    last = block[-1].astype(np.float64)
+    S = gram_past(block) if wide else gram_snapshots(block)
+    G, x = (S, last) if wide else (S[:m, :m], S[:m, m])
+    status = triage(float(np.trace(G)), float(last @ last))
+    if status != EIGEN:
+        out[:] = np.nan if status == NON_FINITE else 0.0
+        return status
+    y, status = truncated_solve(G, x, cutoff, digits, bounds)
+    if status == EIGEN and wide:
+        out[:] = advance_past(block, y[:, None])[:, 0]
+    elif status == EIGEN:
+        for part in tiles(n, m):
+            out[part] = y @ block[1:, part].astype(np.float64)
+    return status
 
 
 def truncated_svd(F: np.ndarray, cutoff, digits: int, bounds: Resolution, scale: float):

@@ -71,7 +71,7 @@ def _orthonormal(Y: np.ndarray) -> np.ndarray:
         R, failed = scipy.linalg.lapack.dpotrf(Q.T @ Q, lower=0)
         if failed:
             return np.linalg.qr(Y)[0]
-        Q = scipy.linalg.blas.dtrsm(1.0, R, Q, side=1, lower=0)
+        Q = Q @ scipy.linalg.lapack.dtrtri(R, lower=0)[0]  # a product, where a triangular solve would copy Q twice
     return Q
 
 
@@ -79,4 +79,4 @@ def _nothing_above(G: np.ndarray, values: np.ndarray, V: np.ndarray, level: floa
     """Whether G without its part V diag(values) V^T has no eigenvalue above `level`."""
     rest = (V * values) @ V.T - G
     rest.flat[:: len(G) + 1] += level
-    return scipy.linalg.lapack.dpotrf(rest, lower=1, overwrite_a=1)[1] == 0
+    return scipy.linalg.lapack.dpotrf(rest.T, lower=1, overwrite_a=1, clean=0)[1] == 0  # .T: no copy for LAPACK

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import EPS64, graded, orbit
+from cases import EPS64, assert_states, graded, orbit
 from fastkoop.kernels import library, plan, reference
 from fastkoop.kernels.plan import EIGEN, NON_FINITE, SVD, ZERO, resolution
 
@@ -13,6 +13,7 @@ DIGITS = {"float32": 24, "float64": 53}
 def small_tiles(monkeypatch):
     """Every block takes several tiles."""
     monkeypatch.setattr(library, "TILE_ENTRIES", 64)
+    monkeypatch.setattr(library, "TILE_LINES", 1)
 
 
 def test_tiles_cover_everything_once():
@@ -111,3 +112,30 @@ def test_combine(dtype, rng):
 
 def test_the_plan_sends_large_blocks_here():
     assert plan(1, 500, 97, np.float32).engine == "library"
+
+
+@pytest.mark.parametrize("cutoff", [("relative", 2e-2), ("rank", 3.0), ("energy", 0.99), ("median", 1.5)])
+@pytest.mark.parametrize(("n", "m"), [(40, 6), (6, 40), (6, 6), (130, 60), (60, 130)])
+def test_one_step_without_eigenvectors(n, m, cutoff, dtype, rng):
+    X = graded(rng, n, m, dtype, low=1.3e-4)
+    out = np.full(n, np.nan, dtype)
+    status = library.step_block(X.T, n <= m, cutoff, DIGITS[dtype.name], resolution(n, m, dtype), out)
+    assert status == EIGEN
+    assert_states(out[None], X[None], 1, cutoff)
+
+
+def test_one_step_of_blocks_with_nothing_to_solve(dtype, rng):
+    X = rng.normal(size=(6, 41)).astype(dtype)
+    for block, expected in ((np.zeros_like(X), ZERO), (np.where(X == X[2, 3], np.nan, X).astype(dtype), NON_FINITE)):
+        for snapshots in (block.T, block.T.T.copy()):
+            out = np.full(snapshots.shape[1], 7.0, dtype)
+            m, n = snapshots.shape[0] - 1, snapshots.shape[1]
+            bounds = resolution(n, m, dtype)
+            assert library.step_block(snapshots, n <= m, ("relative", 1e-3), 24, bounds, out) == expected
+            np.testing.assert_array_equal(out, 0.0 if expected == ZERO else np.nan)
+
+
+def test_what_one_step_leaves_to_the_svd(rng):
+    X = graded(rng, 40, 12, np.float64, low=1e-9)
+    out = np.zeros(40)
+    assert library.step_block(X.T, False, ("relative", 1e-8), 53, resolution(40, 12, np.float64), out) == SVD
