@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fastkoop.cli import app
+from fastkoop.throughput import Ceilings
 
 QUICK = ("--t1", "1", "--t2", "2", "--T", "1")
 
@@ -28,10 +29,42 @@ def test_compare_prints_a_table_and_the_verdict(tmp_path):
     assert json.loads((tmp_path / "new" / "folder" / "results.json").read_text())["complete"]
 
 
+def test_profile_prints_ceilings_kernels_and_compile_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastkoop.profiling.measure_ceilings", lambda k: Ceilings(k, k * 2e10, k * 1e11, k * 5e10))
+    options = ("--sizes", "20x4,3x9", "--blocks", "5", "--rounds", "1", "--seconds", "0.1", "--out", str(tmp_path))
+    done = CliRunner().invoke(app, ["profile", *options])
+    assert done.exit_code == 0, done.stderr
+    assert "1 thread: copy 20 GB/s; matrix product 100 GFLOP/s in float32, 50 in float64" in done.stdout
+    assert "n = 20, m = 4" in done.stdout and "n = 3, m = 9" in done.stdout
+    for words in ("gram", "predict, rank", "of roof", "cholesky", "First calls"):
+        assert words in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines() if line.startswith("  ")) <= 80
+    assert len(json.loads((tmp_path / "profile.json").read_text())["kernels"]) == 9 + 8
+    assert (tmp_path / "roofline.png").exists()
+
+
+def test_an_interrupted_profile_says_that_it_kept_nothing(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastkoop.profiling.first_calls", interrupted)
+    done = CliRunner().invoke(app, ["profile", "--out", str(tmp_path)])
+    assert done.exit_code == 1 and done.stderr.strip() == "fastkoop: interrupted; kept nothing"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_info_names_versions_and_device():
     done = CliRunner().invoke(app, ["info"])
     assert done.exit_code == 0
     assert "numba" in done.stdout and "device" in done.stdout and "threads" in done.stdout
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The process's own signal handlers, back after each test."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +80,14 @@ def test_info_names_versions_and_device():
         (("compare", "--dataset", "mnist", "--data-dir", "/nonexistent"), "/nonexistent"),
         (("compare", "--out", "/proc/nothing"), "out: cannot write into '/proc/nothing'"),
         (("compare", "--seeds", "x"), "'--seeds'"),
+        (("profile", "--device", "cuda"), "device: expected one of 'cpu', got 'cuda'"),
+        (("profile", "--dtype", "half"), "dtype: expected one of 'float32', 'float64', got 'half'"),
+        (("profile", "--sizes", "785"), "sizes: expected NxM,NxM,..."),
+        (("profile", "--sizes", "900000x900000"), "sizes: 900000x900000 with 1 blocks takes about"),
+        (("profile", "--blocks", "0"), "blocks: expected an integer >= 1, got 0"),
+        (("profile", "--rounds", "0"), "rounds: expected an integer >= 1, got 0"),
+        (("profile", "--seconds", "-1"), "seconds: expected a number > 0, got -1"),
+        (("profile", "--out", "/proc/nothing"), "out: cannot write into '/proc/nothing'"),
         (("compere",), "compere"),
     ],
 )
@@ -55,7 +96,7 @@ def test_bad_usage_is_one_sentence_and_exit_code_2(arguments, says, tmp_path, mo
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 2
     assert says in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
-    assert list(tmp_path.rglob("results.json")) == []
+    assert [*tmp_path.rglob("results.json"), *tmp_path.rglob("profile.json")] == []
 
 
 def test_bad_usage_leaves_the_process_with_code_2():

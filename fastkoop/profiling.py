@@ -1,0 +1,355 @@
+"""The job of ``fastkoop profile``: this machine's ceilings, and what every kernel reaches of them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numba.core.event
+import numpy as np
+
+from . import checks
+from . import cutoff as rules
+from .arrays import read
+from .backends import ROUTES, backend_for, get_num_threads
+from .kernels import plan
+from .machine import describe_machine
+from .throughput import COSTS, Ceilings, Cost, Timing, cache_bytes, free_memory, measure, measure_ceilings
+
+# A node of the report's first layer over 8, 32 and 64 steps and over two epochs; a hidden node; a single weight.
+SIZES = ((785, 8), (785, 32), (785, 64), (21, 1875), (1, 1875), (785, 1875))
+LAST_VALUE = {"full": 1e-2, "truncated": 1e-7}  # singular values run from 1 to this
+BATCH_BYTES = 64 << 20  # of snapshots in a batch
+DISTINCT = 64  # blocks made; a batch repeats them
+MOST_BLOCKS = 1 << 18  # for kernels that take next to nothing a block
+MADE_BYTES = 32 << 20  # of float64 while they are made
+ONE = np.array([1])
+FLOAT64_KERNELS = ("solve", "evolve", "advance")  # whatever the data: a Gram matrix and Factors are float64
+
+
+@dataclass(frozen=True)
+class Config:
+    """One profile. blocks None: as many as make a batch of 64 MB, or of large blocks one a thread."""
+
+    sizes: tuple[tuple[int, int], ...] = SIZES
+    blocks: int | None = None
+    dtype: str = "float32"
+    rounds: int = 9
+    seconds: float = 30.0
+    device: str = "cpu"
+    out: str = "fastkoop-profile"
+
+    def checked(self) -> Config:
+        """The same.
+
+        Raises:
+            ValueError, TypeError: naming the option, what was expected, what was found and the cure.
+        """
+        checks.choice("device", self.device, ("cpu",))
+        checks.choice("dtype", self.dtype, ("float32", "float64"))
+        checks.integer("rounds", self.rounds, least=1)
+        if not 0 < self.seconds < math.inf:
+            raise checks.InputError(f"seconds: expected a number > 0, got {self.seconds}")
+        if self.blocks is not None:
+            checks.integer("blocks", self.blocks, least=1)
+        for n, m in self.sizes:
+            needed, free = _memory(n, m, self.batch(n, m), self.dtype), free_memory()
+            if needed > free / 2:
+                raise checks.InputError(
+                    f"sizes: {n}x{m} with {self.batch(n, m)} blocks takes about {needed / 1e9:.1f} GB, more than half "
+                    f"of the {free / 1e9:.1f} GB that are free; name a smaller size, or fewer --blocks"
+                )
+        return self
+
+    def batch(self, n: int, m: int) -> int:
+        """Blocks of this size in a batch."""
+        if self.blocks is not None:
+            return self.blocks
+        fitting = max(1, BATCH_BYTES // (n * (m + 1) * np.dtype(self.dtype).itemsize))
+        return min(fitting, get_num_threads()) if plan(1, n, m, self.dtype).engine == "library" else fitting
+
+    def described(self) -> dict:
+        """The config of profile.json."""
+        config = {**asdict(self), "steps": 1, "last_singular_value": LAST_VALUE}
+        del config["out"]
+        return config
+
+
+def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """Sizes as written on the command line: NxM,NxM,...
+
+    >>> parse_sizes("785x32,21x1875")
+    ((785, 32), (21, 1875))
+    """
+    sizes = []
+    for part in text.split(","):
+        n, cross, m = part.strip().lower().partition("x")
+        if not (cross and n.isdecimal() and m.isdecimal() and int(n) and int(m)):
+            raise checks.InputError(
+                f"sizes: expected NxM,NxM,... with N weights and M snapshot pairs, both >= 1, got {text!r}; "
+                "for example 785x32,21x1875"
+            )
+        sizes.append((int(n), int(m)))
+    return tuple(dict.fromkeys(sizes))
+
+
+def _memory(n: int, m: int, blocks: int, dtype: str) -> float:
+    """Bytes that profiling this size takes, about: data, result, Gram matrices and Factors, blocks in the making."""
+    q, data = min(n, m), n * (m + 2)
+    made = 3 * 8 * data * _distinct(n, m, blocks)
+    return blocks * (3.0 * data * np.dtype(dtype).itemsize + 8.0 * 8 * q * q) + made + 6 * BATCH_BYTES
+
+
+def _distinct(n: int, m: int, blocks: int) -> int:
+    return min(blocks, DISTINCT, max(1, MADE_BYTES // (8 * n * (m + 1))))
+
+
+def snapshots(n: int, m: int, blocks: int, dtype, last: float, seed: int = 0) -> np.ndarray:
+    """Random snapshots (m+1, blocks, n), as recorded, whose F has singular values from 1 to `last`, geometric."""
+    rng, made = np.random.default_rng(seed), _distinct(n, m, blocks)
+    short, long = sorted((n, m))
+    F = _orthonormal(rng, made, long, short) * np.geomspace(1.0, last, short)
+    F = F @ _orthonormal(rng, made, short, short)
+    if n <= m:
+        F = F.swapaxes(1, 2)
+    X = np.empty((m + 1, made, n), dtype)
+    X[:-1] = F.transpose(2, 0, 1)
+    X[-1] = rng.normal(size=(made, n)) / math.sqrt(n)
+    return np.take(X, np.arange(blocks) % made, axis=1)
+
+
+def _orthonormal(rng, count: int, rows: int, columns: int) -> np.ndarray:
+    """Random matrices (count, rows, columns) with orthonormal columns."""
+    return np.linalg.qr(rng.normal(size=(count, rows, columns)))[0]
+
+
+class Problem:
+    """A batch of blocks and the calls to time on it. What a kernel needs from another one is made at its first call.
+
+    Args:
+        X: snapshots (m+1, B, n).
+        cutoff: pair (kind, value).
+        least: bytes of Gram matrices to solve at least, and of Factors to evolve: those of the blocks are much
+            smaller than their snapshots, and repeated until there are as many.
+    """
+
+    def __init__(self, X: np.ndarray, cutoff: tuple[str, float], least: tuple[int, int] = (0, 0)):
+        self.X, self.cutoff, self.least = X, cutoff, least
+        self.n, self.m, self.blocks = X.shape[2], len(X) - 1, X.shape[1]
+        self.kernels = backend_for(read(X))
+
+    @functools.cached_property
+    def grams(self) -> np.ndarray:
+        """Gram matrices of the blocks, over and over."""
+        S = self.kernels.gram(self.X)
+        return _repeat(S, min(self.least[0] / S.nbytes, MOST_BLOCKS / len(S)))
+
+    @functools.cached_property
+    def factors(self):
+        """Reduced operators of `grams`, over and over."""
+        factors = self._solve()
+        times = min(self.least[1] / max(factors.operator.nbytes, 1), MOST_BLOCKS / len(factors.rank))
+        return type(factors)(*(_repeat(part, times) for part in factors))
+
+    @functools.cached_property
+    def coefficients(self) -> np.ndarray:
+        """Coefficients of the next state of each block."""
+        return self.kernels.evolve(self.factors, ONE)[: self.blocks].copy()
+
+    def _solve(self):
+        return self.kernels.solve(self.grams, self.n, self.m, self.cutoff, self.X.dtype)
+
+    def calls(self) -> dict[str, Callable[[], object]]:
+        """What to time, by kernel, each after those it needs."""
+        kernels = self.kernels
+        return {
+            "gram": lambda: kernels.gram(self.X),
+            "solve": self._solve,
+            "evolve": lambda: kernels.evolve(self.factors, ONE),
+            "advance": lambda: kernels.advance(self.factors, self.factors.start, 1),
+            "lift": lambda: kernels.lift(self.X, self.coefficients),
+            "predict": lambda: kernels.predict(self.X, 1, self.cutoff),
+            "pinv": lambda: kernels.pinv(self.X[:-1], self.cutoff),
+        }
+
+    def batch(self, kernel: str) -> int:
+        """Blocks in one call of a kernel."""
+        if kernel == "solve":
+            return len(self.grams)
+        return len(self.factors.rank) if kernel in FLOAT64_KERNELS else self.blocks
+
+    @property
+    def rank(self) -> int:
+        """The median rank of the blocks."""
+        return int(np.median(self.factors.rank))
+
+
+def _repeat(array: np.ndarray, times: float) -> np.ndarray:
+    return np.concatenate([array] * max(1, math.ceil(times)))
+
+
+def first_calls(dtype) -> dict[str, dict]:
+    """Seconds that each kernel's first call, on a tall and a wide block, takes beyond the next one: its compile time.
+
+    "compiled" is False where the disk cache had it, or this process had called it before.
+    """
+    times: dict[str, dict] = {}
+    problems = [Problem(snapshots(n, m, 1, dtype, 0.1), ("relative", 1e-6)) for n, m in ((5, 3), (3, 5))]
+    for kernel in COSTS:
+        with numba.core.event.install_recorder("numba:compile") as compiling:
+            took = 0.0
+            for problem in problems:
+                call = problem.calls()[kernel]
+                first, steady = (measure(call, 1, warmup=0).median for _ in range(2))
+                took += max(0.0, first - steady)
+        times[kernel] = {"seconds": took, "compiled": bool(compiling.buffer)}
+    return times
+
+
+class Task(NamedTuple):
+    """One row to measure."""
+
+    n: int
+    m: int
+    data: str
+    kernel: str
+
+
+def tasks(config: Config) -> list[Task]:
+    """The rows of a profile, those on the same data next to each other.
+
+    Full-rank and truncated blocks cost differently where they are solved, in solve and predict; one singular value
+    cannot be truncated. Wide blocks need no lift: their coefficients are the states.
+    """
+    rows = []
+    for n, m in config.sizes:
+        rows += [Task(n, m, "full", kernel) for kernel in COSTS if n > m or kernel != "lift"]
+        rows += [Task(n, m, "truncated", kernel) for kernel in ("solve", "predict") if min(n, m) > 1]
+    return rows
+
+
+def rows(config: Config, tick: Callable[[str, int, int], None]) -> Iterator[dict]:
+    """Measure the kernels, a row of profile.json each but for its share, in about `config.seconds`.
+
+    On a machine too slow for that every row still gets a round.
+    """
+    end = time.monotonic() + config.seconds
+    least, todo = (4 * cache_bytes()["L2"] * get_num_threads(), BATCH_BYTES), tasks(config)
+    problem, made = None, None
+    for done, task in enumerate(todo):
+        tick(f"{task.n}x{task.m} {task.kernel}, {task.data}", done, len(todo))
+        if made != task[:3]:
+            problem, made = None, task[:3]  # the old batch goes before the new one comes
+            # one rule for both dtypes: float64's own would truncate nothing of 1e-7
+            rule = rules.resolve("array_api", task.n, task.m, np.float32)
+            blocks = config.batch(task.n, task.m)
+            problem = Problem(snapshots(task.n, task.m, blocks, config.dtype, LAST_VALUE[task.data]), rule, least)
+        call = problem.calls()[task.kernel]
+        result = call()
+        seconds = (end - time.monotonic()) / (len(todo) - done)
+        timing = measure(call, config.rounds, seconds, least=3 if seconds > 0 else 1, warmup=0)
+        yield row(task, problem, timing, _route(task.kernel, result))
+    tick("done", len(todo), len(todo))
+
+
+def _route(kernel: str, result) -> str | None:
+    """The word for how most blocks were answered, where a kernel reports it."""
+    taken = result.route if kernel == "solve" else result[1] if kernel in ("predict", "pinv") else None
+    return None if taken is None else ROUTES[np.bincount(taken).argmax()]
+
+
+def row(task: Task, problem: Problem, timing: Timing, route: str | None) -> dict:
+    """What one kernel did. Bytes and flops are those of a call, that is of all its blocks."""
+    size, blocks, rank = problem.X.dtype.itemsize, problem.batch(task.kernel), problem.rank
+    one = COSTS[task.kernel](task.n, task.m, size, rank)
+    cost = Cost(blocks * one.bytes, blocks * one.flops)
+    return {
+        **task._asdict(),
+        "blocks": blocks,
+        "rank": rank,
+        "route": route,
+        "seconds": timing._asdict(),
+        "microseconds_per_block": 1e6 * timing.median / blocks,
+        **cost._asdict(),
+        "intensity": cost.intensity,
+        "gigabytes_per_second": 1e-9 * cost.bytes / timing.median,
+        "gigaflops_per_second": 1e-9 * cost.flops / timing.median,
+    }
+
+
+def against(row: dict, dtype: str, ceilings: Ceilings) -> dict:
+    """The share of the roofline that a row reached, and which of the two roofs is the lower one there."""
+    cost, dtype = Cost(row["bytes"], row["flops"]), "float64" if row["kernel"] in FLOAT64_KERNELS else dtype
+    memory = cost.bytes / ceilings.copy >= cost.flops / ceilings.rate(dtype)
+    share = ceilings.floor(cost, dtype) / row["seconds"]["median"]
+    return {"share": share, "bound": "memory" if memory else "arithmetic"}
+
+
+def profile(config: Config, tick: Callable[[str, int, int], None] = lambda *_: None) -> dict:
+    """Measure ceilings and kernels, and write profile.json and roofline.png into `config.out`.
+
+    All threads' ceilings are measured before and after the kernels and the higher ones count, so that a
+    machine that sped up meanwhile flatters nobody.
+
+    Args:
+        config: what to measure; checked here.
+        tick: called with what is going on, how many rows are done, and of how many.
+
+    Returns:
+        The contents of profile.json.
+
+    Raises:
+        ValueError, TypeError: on bad options, before anything is measured.
+    """
+    from .roofline import draw  # Matplotlib, which is better missed now than after a minute
+
+    config = config.checked()
+    out, total = _folder(config.out), len(tasks(config))
+    tick("first calls", 0, total)
+    compiling = first_calls(config.dtype)
+    tick("ceilings", 0, total)
+    before = [measure_ceilings(threads) for threads in sorted({1, get_num_threads()})]
+    measured = list(rows(config, tick))
+    tick("ceilings, again", total, total)
+    ceilings = [*before[:-1], before[-1].best(measure_ceilings(before[-1].threads))]
+    results = {
+        "config": config.described(),
+        "machine": {**describe_machine(), "cache_bytes": cache_bytes()},
+        "ceilings": [level._asdict() for level in ceilings],
+        "first_calls": compiling,
+        "kernels": [{**one, **against(one, config.dtype, ceilings[-1])} for one in measured],
+    }
+    _write(out / "profile.json", (json.dumps(results, allow_nan=False) + "\n").encode())
+    _write(out / "roofline.png", draw(results))
+    return results
+
+
+def _folder(out: str) -> pathlib.Path:
+    """The folder `out`, made if need be and known to be writable."""
+    folder = pathlib.Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / f".fastkoop-{os.getpid()}", b"").unlink()
+    except OSError as error:
+        raise checks.InputError(
+            f"out: cannot write into {str(folder)!r} ({error.strerror}); name another folder with --out"
+        ) from None
+    return folder
+
+
+def _write(path: pathlib.Path, contents: bytes) -> pathlib.Path:
+    """Write beside the target, then rename: an interrupted run leaves the old file or none."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(contents)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
