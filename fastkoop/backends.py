@@ -7,9 +7,10 @@ from types import ModuleType
 from . import kernels
 from .arrays import Array
 from .checks import integer
+from .kernels.layout import blocks_of
 from .kernels.plan import NON_FINITE, ROUTES
 
-__all__ = ["NON_FINITE", "ROUTES", "backend_for", "get_num_threads", "set_num_threads"]
+__all__ = ["NON_FINITE", "ROUTES", "backend_for", "blocks_of", "get_num_threads", "set_num_threads"]
 
 
 def backend_for(array: Array) -> ModuleType:

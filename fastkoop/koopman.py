@@ -10,6 +10,7 @@ from . import arrays, checks
 from . import cutoff as rules
 from .backends import NON_FINITE, ROUTES, backend_for
 from .linalg import refuse_non_finite, time_major
+from .walk import States
 
 OBSERVABLES = ("identity",)
 
@@ -82,7 +83,7 @@ class KoopmanOperator:
     """
 
     def __init__(self, snapshots, factors, backend, source: arrays.Array, cutoff, radius: float | None):
-        self._X, self._backend = snapshots, backend
+        self._X, self.backend = snapshots, backend
         self._published = factors
         self._wrap = source.wrap
         self._batch, self._n = snapshots.shape[1:-1], snapshots.shape[-1]
@@ -117,24 +118,56 @@ class KoopmanOperator:
         """States (k, B, n) at the given numbers of steps."""
         B = len(self._factors.rank)
         later = np.unique(counts[counts > 0])
-        states = self._backend.lift(self._X, self._backend.evolve(self._factors, later))
+        states = self._lifted(later)
         if np.array_equal(later, counts):
             out = states
         else:
-            out = self._backend.aligned_empty((len(counts), B, self._n), self._X.dtype)
+            out = self.backend.aligned_empty((len(counts), B, self._n), self._X.dtype)
             last = self._X[-1].reshape(B, self._n)
             for k, count in enumerate(counts):
                 out[k] = states[np.searchsorted(later, count)] if count else last
         out[:, self._published.route == NON_FINITE] = np.nan
         return out
 
+    def _lifted(self, steps: np.ndarray) -> np.ndarray:
+        """States (k, B, n) at ascending steps >= 1: of snapshots, or of each large block's few rows where that is less.
+
+        Snapshots cost k m n multiply-adds a block, rows (m + k) rank n; a block's own sizes decide.
+        """
+        B, n, m, k = len(self._factors.rank), self._n, len(self._X) - 1, len(steps)
+        rows = k * (m - self._published.rank) > m * self._published.rank
+        if n <= m or not rows.any() or self.backend.plan(B, n, m, self._X.dtype).engine != "library":
+            return self.backend.lift(self._X, self.backend.evolve(self._factors, steps))
+        out = self.backend.aligned_empty((k, B, n), self._X.dtype)
+        for b, index in enumerate(np.ndindex(self._batch)):
+            X, factors = self._X[(slice(None), *index, None)], self._one(b)
+            if rows[b]:
+                out[:, b] = States(self.backend, [(X, factors)]).at(steps)[:, 0]
+            else:
+                out[:, b] = self.backend.lift(X, self.backend.evolve(factors, steps))[:, 0]
+        return out
+
+    def _one(self, b: int):
+        """Factors of block b alone, in its own rank's coordinates."""
+        r = self._factors.rank[b]
+        own = {name: array[b : b + 1] for name, array in self._factors._asdict().items()}
+        for name in ("basis", "lift", "operator", "start"):
+            own[name] = np.ascontiguousarray(own[name][..., :r])
+        own["operator"] = np.ascontiguousarray(own["operator"][:, :r])
+        return self._factors._replace(**own)
+
     def walk(self) -> Walk:
-        """A walk along the predicted states, one after another, without looking ahead."""
-        return Walk(self._backend, self._X, self._factors, self._batch, self._wrap)
+        """A walk along the predicted states, one after another, without looking ahead unless asked to."""
+        return Walk(States(self.backend, [self.parts]), self._batch, self._wrap)
+
+    @property
+    def parts(self) -> tuple:
+        """What `States` is made of: the snapshots and the factors of their operators."""
+        return self._X, self._factors
 
     @functools.cached_property
     def _spectrum(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._backend.modes(self._factors)
+        return self.backend.modes(self._factors)
 
     @property
     def eigenvalues(self):
@@ -166,8 +199,8 @@ class KoopmanOperator:
     def _combine(self, snapshots: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
         """(B, n, k) float64 sums over snapshots, with bits that do not depend on a small block's neighbours."""
         B, n, m = len(self._factors.rank), self._n, len(self._X) - 1
-        large = self._backend.plan(B, n, m, self._X.dtype).engine == "library"
-        rows = self._backend.combine(snapshots.astype(np.float64), coefficients, products=large)
+        large = self.backend.plan(B, n, m, self._X.dtype).engine == "library"
+        rows = self.backend.combine(snapshots.astype(np.float64), coefficients, products=large)
         return rows.transpose(1, 2, 0)
 
     def matrix(self):
@@ -209,7 +242,7 @@ class KoopmanOperator:
     @functools.cached_property
     def spectral_radius(self):
         """Largest modulus of an eigenvalue of K (after clipping, if any), per block: float64; 0 at rank 0."""
-        values = self._backend.eigenvalues(self._factors)
+        values = self.backend.eigenvalues(self._factors)
         return self._report(np.abs(values).max(axis=1, initial=0.0))
 
     @property
@@ -235,7 +268,7 @@ class KoopmanOperator:
             y = basis[:, -1] / size / np.where(norm == 0.0, 1.0, norm) ** 2 / size
             coefficients = np.einsum("bqr,br->bq", self._factors.lift, y)
             coefficients[:, -1] -= 1.0  # x_m = Fp e: the miss itself is combined, not its two large terms
-            miss = self._backend.combine(self._X[1:], coefficients[:, None])[0]
+            miss = self.backend.combine(self._X[1:], coefficients[:, None])[0]
         else:
             y = np.einsum("bnr,bn->br", self._factors.basis, before)
             miss = np.einsum("bnr,br->bn", self._factors.lift, y) - last
@@ -252,10 +285,10 @@ class KoopmanOperator:
             return self._report(np.full(len(self._factors.rank), np.nan))
         X = self._X[:-1]
         rule = rules.resolve(self._cutoff, self._n, len(X) - 1, X.dtype)
-        factors = self._backend.fit(X, rule)
+        factors = self.backend.fit(X, rule)
         if self._radius is not None:
-            factors, _ = self._backend.clip(factors, self._radius)
-        state = self._backend.lift(X, self._backend.evolve(factors, np.array([1])))[0]
+            factors, _ = self.backend.clip(factors, self._radius)
+        state = self.backend.lift(X, self.backend.evolve(factors, np.array([1])))[0]
         last, before = (self._X[t].reshape(-1, self._n) for t in (-1, -2))
         with np.errstate(over="ignore", invalid="ignore"):
             miss = state.astype(np.float64) - last
@@ -303,18 +336,22 @@ class Walk:
     Holds its own copy of all it needs (r rows of n numbers a block), so that X may be overwritten.
     """
 
-    def __init__(self, backend, X, factors, batch, wrap):
-        self._backend, self._factors, self._batch, self._wrap = backend, factors, batch, wrap
-        self._rows = backend.readout(X, factors)
-        self._bad = factors.route == NON_FINITE
-        self.steps = 0
-        self._y = factors.start
+    def __init__(self, states: States, batch: tuple[int, ...], wrap):
+        self._states, self._batch, self._wrap = states, batch, wrap
 
-    def step(self, count: int = 1):
-        """The state `count` >= 1 steps further on: (..., n), of X's kind and dtype."""
-        count = checks.integer("count", count, least=1)
-        self._y = self._backend.advance(self._factors, self._y, count if self.steps else count - 1)
-        self.steps += count
-        state = self._backend.combine(self._rows, self._y[:, None])[0]
-        state[self._bad] = np.nan
+    @property
+    def steps(self) -> int:
+        """Steps from the last snapshot to the state that was returned last."""
+        return self._states.steps
+
+    def step(self, count: int = 1, ahead: int = 1):
+        """The state `count` >= 1 steps further on: (..., n), of X's kind and dtype.
+
+        Args:
+            count: steps to move on.
+            ahead: states to make in one pass, this one and the `ahead` - 1 after it, where looking ahead is
+                allowed: the same bits for less time, and `ahead` states of memory.
+        """
+        count, ahead = checks.integer("count", count, least=1), checks.integer("ahead", ahead, least=1)
+        state = self._states.step(count, ahead)
         return self._wrap(state.reshape(*self._batch, state.shape[-1]))

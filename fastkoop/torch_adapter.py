@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,19 +14,12 @@ from torch import nn
 
 from . import checks
 from . import cutoff as rules
-from .koopman import OBSERVABLES, KoopmanOperator, Walk, fit
-from .partition import Group, Parameter, Piece, groups
+from .koopman import OBSERVABLES, KoopmanOperator, fit
+from .partition import Group, Parameter, groups
+from .recording import Mover, Recording, RecordingPlan, into
+from .step_cost import StepCost, measure
 
-ALIGNMENT = 16  # bytes that rows of a recording are padded to
 FIRST_CAPACITY = 64  # snapshots; doubled whenever full unless the capacity is given
-
-
-class RecordingPlan(NamedTuple):
-    """Bytes that recording takes: per snapshot, and for `capacity` snapshots (None: it grows as needed)."""
-
-    bytes_per_snapshot: int
-    capacity: int | None
-    bytes: int | None
 
 
 @dataclass
@@ -78,102 +70,6 @@ class JumpReport:
                 f"spectral radius {layer.spectral_radius:.4g}, residual {layer.residual:.2g}, kept {layer.kept}"
             )
         return "\n".join(lines)
-
-
-class _Recording:
-    """One group's buffer (time, rows, padded n) and the model's parameters that go in and out of it."""
-
-    def __init__(self, group: Group, parameters: dict[str, nn.Parameter], storage_dtype: torch.dtype | None):
-        self.group = group
-        self.members = [(piece, parameters[piece.parameter.name]) for piece in group.pieces]
-        dtypes = {member.dtype for _, member in self.members}
-        self.dtype = storage_dtype or (torch.float64 if torch.float64 in dtypes else torch.float32)
-        self.largest = min(torch.finfo(dtype).max for dtype in dtypes | {self.dtype})
-        lane = ALIGNMENT // self.dtype.itemsize
-        self.width = -(-group.n // lane) * lane
-        self.buffer: torch.Tensor | None = None
-        self._array: np.ndarray | None = None  # the buffer as NumPy sees it, whose copies cost a third of torch's
-        self._sources: list[tuple[int, np.ndarray | None]] = [(0, None)] * len(self.members)
-        self._sum: torch.Tensor | None = None  # iterates of an unfinished window
-
-    @property
-    def bytes_per_snapshot(self) -> int:
-        return self.group.rows * self.width * self.dtype.itemsize
-
-    def allocate(self, capacity: int) -> None:
-        """A buffer for `capacity` snapshots that keeps what has been recorded."""
-        old = self.buffer
-        self.buffer = self._zeros(capacity)
-        if old is not None:
-            self.buffer[: len(old)] = old
-        self._array = self.buffer.numpy()
-
-    def _zeros(self, snapshots: int) -> torch.Tensor:
-        """Memory that any later call may write to, whatever mode or default device this one runs under."""
-        with torch.inference_mode(False):
-            return torch.zeros(snapshots, self.group.rows, self.width, dtype=self.dtype, device="cpu")
-
-    def write(self, slot: int) -> None:
-        """Copy the parameters into a snapshot."""
-        row = self._array[slot]
-        for i, (piece, member) in enumerate(self.members):
-            address, source = self._sources[i]
-            if member.data_ptr() != address or source is None:
-                source = self._view(i)
-            target = row[:, piece.start : piece.start + piece.width]
-            if source is None:
-                torch.from_numpy(target).copy_(_rows(member, piece.parameter, self.group.rows))
-            else:
-                target[...] = source
-
-    def _view(self, i: int) -> np.ndarray | None:
-        """Parameter i as a NumPy view (rows, width), remembered by address; None if torch has to convert it."""
-        piece, member = self.members[i]
-        rows = _rows(member, piece.parameter, self.group.rows)
-        direct = rows.dtype == self.dtype and rows.data_ptr() == member.data_ptr() and not rows.is_neg()
-        view = rows.numpy() if direct else None
-        self._sources[i] = (member.data_ptr(), view)
-        return view
-
-    def accumulate(self, first: bool) -> None:
-        """Add the parameters to the sum of a window that `finish` turns into a snapshot."""
-        if self._sum is None:
-            self._sum = self._zeros(2)
-        row = self._sum[0 if first else 1]
-        for piece, member in self.members:
-            row[:, piece.start : piece.start + piece.width].copy_(_rows(member, piece.parameter, self.group.rows))
-        if not first:
-            self._sum[0] += self._sum[1]
-
-    def finish(self, slot: int, count: int) -> None:
-        """Write the mean of the window's `count` iterates into a snapshot."""
-        torch.div(self._sum[0], count, out=self.buffer[slot])
-
-    def apply(self, states: torch.Tensor) -> None:
-        """Set the parameters to (rows, n) states, in place."""
-        for piece, member in self.members:
-            _into(member.detach(), piece, states)
-
-    def current(self) -> torch.Tensor:
-        """The parameters as (rows, n), without a loss of bits."""
-        return torch.cat([_rows(m, p.parameter, self.group.rows) for p, m in self.members], dim=1)
-
-
-def _rows(member: torch.Tensor, parameter: Parameter, rows: int) -> torch.Tensor:
-    """A parameter as (rows, width), its units first; a view where its strides allow."""
-    value = member.detach()
-    if value.ndim and rows == parameter.units:
-        value = value.movedim(parameter.unit_axis, 0)
-    return value.reshape(rows, -1)
-
-
-def _into(member: torch.Tensor, piece: Piece, rows: torch.Tensor) -> None:
-    """Copy a parameter's columns of a group's (rows, n) into the parameter, the inverse of `_rows`."""
-    target = member
-    if piece.parameter.unit_axis and len(rows) == piece.parameter.units:
-        target = member.movedim(piece.parameter.unit_axis, 0)
-    value = rows[:, piece.start : piece.start + piece.width]
-    target.copy_(value if value.shape == target.shape else value.reshape(target.shape))
 
 
 class KoopmanPhase:
@@ -245,7 +141,7 @@ class KoopmanPhase:
         parameters = _select(model, include, exclude)
         described = [Parameter(name, tuple(p.shape), _unit_axis(model, name)) for name, p in parameters.items()]
         self._recordings = [
-            _Recording(group, parameters, storage_dtype) for group in groups(described, partition, q)
+            Recording(group, parameters, storage_dtype) for group in groups(described, partition, q)
         ]
         self._model, self._parameters = model, list(parameters.values())
         self._names = list(parameters)
@@ -263,7 +159,7 @@ class KoopmanPhase:
 
     def _forget(self) -> None:
         self._operators: list[list[KoopmanOperator]] | None = None
-        self._walks: list[list[Walk]] | None = None
+        self._mover: Mover | None = None
         self._departure: list[torch.Tensor] | None = None
         self.position = 0  # iterations past the newest snapshot
 
@@ -285,12 +181,20 @@ class KoopmanPhase:
 
     def attach(self, optimizer: torch.optim.Optimizer):
         """Record after each `optimizer.step()`; returns the hook's handle, and `detach` removes it."""
-        if self._handle is not None:
+        if self.attached:
             raise checks.InputError("attach: this phase is attached already; call detach() first")
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
         self._handle = optimizer.register_step_post_hook(lambda *_: self.record())
         return self._handle
+
+    @property
+    def attached(self) -> bool:
+        """Whether this phase records after an optimizer's steps; not once the hook's handle has removed it."""
+        if self._handle is None:
+            return False
+        hooks = self._handle.hooks_dict_ref()
+        return hooks is None or self._handle.id in hooks
 
     def detach(self) -> None:
         """Stop recording after optimizer steps."""
@@ -298,30 +202,34 @@ class KoopmanPhase:
             self._handle.remove()
             self._handle = None
 
-    @torch.no_grad()
     def record(self) -> None:
         """Take note of the parameters after an optimizer step; operators fitted before are dropped.
 
         After a `step` or `jump` the recording begins anew: a pair across the move is no optimizer step.
         """
-        began = time.perf_counter()
         if self.position:
             self.iterations = self._taken = 0
         if self._operators is not None:
             self._forget()
         phase = self.iterations % self.every
         self.iterations += 1
-        done = phase == self.every - 1
+        if phase >= self.every - self.window:
+            began = time.perf_counter()
+            self._take(first=phase == self.every - self.window, done=phase == self.every - 1)
+            self.record_seconds += time.perf_counter() - began
+
+    @torch.no_grad()
+    def _take(self, first: bool, done: bool) -> None:
+        """The parameters into the newest snapshot, or into the sum of its window."""
         slot = self._slot() if done else None
         for recording in self._recordings:
-            if self.window > 1 and phase >= self.every - self.window:
-                recording.accumulate(first=phase == self.every - self.window)
-            if done and self.window > 1:
-                recording.finish(slot, self.window)
-            elif done:
+            if self.window > 1:
+                recording.accumulate(first)
+                if done:
+                    recording.finish(slot, self.window)
+            else:
                 recording.write(slot)
         self._taken += done
-        self.record_seconds += time.perf_counter() - began
 
     def _slot(self) -> int:
         """Where the next snapshot goes; makes room."""
@@ -339,7 +247,7 @@ class KoopmanPhase:
         turned = self._taken % self._allocated if self._taken > self._allocated else 0
         if turned:
             for recording in self._recordings:
-                recording.buffer.copy_(recording.buffer.roll(-turned, 0))
+                recording.turn(turned)
         self._taken = min(self._taken, self._allocated)
 
     def fit(self) -> None:
@@ -397,7 +305,7 @@ class KoopmanPhase:
             rows = recording.buffer[: self.snapshots].mean(dim=0, dtype=torch.float64)
             for piece, member in recording.members:
                 value = torch.empty_like(member)
-                _into(value, piece, rows)
+                into(value, piece, rows)
                 mean[piece.parameter.name] = value
         return mean
 
@@ -405,18 +313,35 @@ class KoopmanPhase:
         """The fitted operators by layer: one, or two where quasi-nodes leave a remainder."""
         return {r.group.name: ops for r, ops in zip(self._recordings, self._ready(), strict=True)}
 
-    def step(self) -> None:
-        """Move the parameters `every` optimizer iterations on, in place; fits first if that has not been done."""
+    def step(self, ahead: int = 1) -> None:
+        """Move the parameters `every` optimizer iterations on, in place; fits first if that has not been done.
+
+        Args:
+            ahead: states to compute in one pass, this one and those of the next `ahead` - 1 calls, where
+                looking ahead is allowed: the same bits in less time, for `ahead` times the parameters' memory.
+        """
+        ahead = checks.integer("ahead", ahead, least=1)
         operators = self._ready()
-        if self._walks is None or self.position != self._walked:
-            self._walks = [[op.walk() for op in layer] for layer in operators]
+        if self._mover is None:
+            self._mover, self._walked = Mover(self._recordings, operators), 0
+        elif self.position != self._walked:
+            self._mover.restart()
             self._walked = 0
-        ahead = (self.position - self._walked) // self.every + 1
         self._leave()
-        for recording, layer in zip(self._recordings, self._walks, strict=True):
-            self._move(recording, [walk.step(ahead) for walk in layer])
+        self._mover.step((self.position - self._walked) // self.every + 1, ahead)
         self.position += self.every
         self._walked = self.position
+
+    def whole_steps(self, steps: int, name: str = "steps") -> int:
+        """`steps` if it is a number of optimizer iterations that this phase can move over."""
+        steps = checks.integer(name, steps, least=0)
+        if steps % self.every:
+            below = steps // self.every * self.every
+            raise checks.InputError(
+                f"{name}: expected a multiple of every={self.every}, got {steps}; the nearest are {below} "
+                f"and {below + self.every}"
+            )
+        return steps
 
     def jump(self, steps: int, guard: Callable[[], float] | None = None) -> JumpReport:
         """Move the parameters `steps` optimizer iterations on at once, in place.
@@ -429,13 +354,7 @@ class KoopmanPhase:
         Returns:
             JumpReport. Blocks with a prediction that is not finite keep their value and are counted.
         """
-        steps = checks.integer("steps", steps, least=0)
-        if steps % self.every:
-            below = steps // self.every * self.every
-            raise checks.InputError(
-                f"steps: expected a multiple of every={self.every}, got {steps}; the nearest are {below} "
-                f"and {below + self.every}"
-            )
+        steps = self.whole_steps(steps)
         operators = self._ready()
         before = float(guard()) if guard else None
         began = time.perf_counter()
@@ -443,11 +362,13 @@ class KoopmanPhase:
         self._leave()
         count = (self.position + steps) // self.every
         predicted = [_timed(lambda ops=ops: [op.predict(count) for op in ops]) for ops in operators]
-        layers = []  # nothing has moved yet; from here on only copies follow
-        for recording, ops, (states, spent) in zip(self._recordings, operators, predicted, strict=True):
-            layers.append(self._report(recording, ops, self._move(recording, states), spent))
+        # nothing has moved yet; from here on only copies follow
+        kept = [recording.move(states) for recording, (states, _) in zip(self._recordings, predicted, strict=True)]
         self.position += steps
-        report = JumpReport(steps, time.perf_counter() - began, layers, before)
+        seconds = time.perf_counter() - began  # what the reports cost is not the jump's
+        spent = [each for _, each in predicted]
+        layers = [self._report(*layer) for layer in zip(self._recordings, operators, kept, spent, strict=True)]
+        report = JumpReport(steps, seconds, layers, before)
         if guard:
             try:
                 report.after = float(guard())
@@ -462,7 +383,7 @@ class KoopmanPhase:
         return report
 
     @staticmethod
-    def _report(recording: _Recording, operators: list[KoopmanOperator], kept: int, seconds: float) -> LayerReport:
+    def _report(recording: Recording, operators: list[KoopmanOperator], kept: int, seconds: float) -> LayerReport:
         ranks = torch.cat([op.rank.flatten() for op in operators])
         residuals = torch.cat([op.residual.flatten() for op in operators])
         return LayerReport(
@@ -476,24 +397,6 @@ class KoopmanPhase:
             seconds,
             operators,
         )
-
-    @torch.no_grad()
-    def _move(self, recording: _Recording, states: list[torch.Tensor]) -> int:
-        """Set a group's parameters to the states of its blocks; how many blocks were kept as not finite."""
-        kept, pieces = 0, []
-        at = 0
-        for state in states:
-            rows = state.reshape(recording.group.rows, -1)
-            values = state.numpy()
-            if not -recording.largest <= values.min() <= values.max() <= recording.largest:  # NaN compares false
-                bad = ~(state.abs() <= recording.largest).all(dim=-1, keepdim=True)
-                kept += int(bad.sum())
-                current = recording.current()[:, at : at + rows.shape[1]]
-                rows = torch.where(bad.expand(state.shape).reshape(rows.shape), current, rows)
-            pieces.append(rows)
-            at += rows.shape[1]
-        recording.apply(pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1))
-        return kept
 
     def _save(self) -> list[torch.Tensor]:
         return [parameter.detach().clone() for parameter in self._parameters]
@@ -514,6 +417,63 @@ class KoopmanPhase:
             raise checks.InputError("rollback: there was no step or jump since the last fit")
         self._restore(self._departure)
         self._departure, self.position = None, 0
+
+
+def step_cost(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    closure: Callable,
+    partition="node",
+    *,
+    snapshots: int = 50,
+    rounds: int = 9,
+    ahead: int = 32,
+    jump_steps: int | None = None,
+    **options,
+) -> StepCost:
+    """What a Koopman phase costs beside a step of this optimizer on this model.
+
+    Trains for a few iterations more than a recording of `snapshots` needs, then times everything in turn,
+    round by round. The model's parameters, buffers and gradients, the optimizer's state and the random
+    generators (torch, NumPy, Python) are put back bit by bit, also after an exception; what else the
+    closure changes, such as where its data loader stands, is not.
+
+    Args:
+        model, partition, options: as `KoopmanPhase`, all but capacity.
+        optimizer: of the model's parameters; hooks on it run as in training.
+        closure: as for torch.optim: calls zero_grad() and backward() and returns the loss.
+        snapshots: >= 2, that an operator is fitted to.
+        rounds: of which the median is reported.
+        ahead: states that a look-ahead computes in one pass, see `KoopmanPhase.step`.
+        jump_steps: optimizer iterations to jump over; by default those of the recording.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected, what was found and the cure.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(8, 4)
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> x = torch.ones(16, 8)
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     loss = model(x).square().mean()
+    ...     loss.backward()
+    ...     return loss
+    >>> cost = step_cost(model, optimizer, closure, snapshots=5, rounds=1)
+    >>> cost.step > 0 and cost.in_optimizer_steps("optimizer_step") == 1.0
+    True
+    """
+    if "capacity" in options:
+        raise checks.InputError("capacity: step_cost holds as many snapshots as it records; pass snapshots=")
+    snapshots = checks.integer("snapshots", snapshots, least=2)
+    rounds, ahead = checks.integer("rounds", rounds, least=1), checks.integer("ahead", ahead, least=1)
+    phase = KoopmanPhase(model, partition, capacity=snapshots, **options)
+    if jump_steps is None:
+        jump_steps = snapshots * phase.every
+    jump_steps = phase.whole_steps(jump_steps, "jump_steps")
+    return measure(
+        phase, model, optimizer, closure, partition=partition, rounds=rounds, ahead=ahead, jump_steps=jump_steps
+    )
 
 
 def _timed(work: Callable) -> tuple:

@@ -7,6 +7,7 @@ t2; then, from the same weights, T more epochs of the optimizer and as many Koop
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -190,7 +191,7 @@ def run_seed(config: Config, data: datasets.Dataset, seed: int, tick: Callable[[
     average = phase.average()
     phase.fit()
     trained, moved, true, predicted = _side_by_side(config, model, optimizer, phase, batches, evaluate, watch, tick)
-    final = config.T * batches.per_epoch // config.every * config.every
+    final = _final(config, batches)
     if phase.position:
         phase.rollback()
     jump = phase.jump(final)
@@ -230,7 +231,8 @@ def _train(model, optimizer, batches: Batches, epochs: int, after: Callable[[int
 def _side_by_side(config, model, optimizer, phase, batches, evaluate, watch, tick):
     """The T phase: a twin of the model trains on, while Koopman steps move the model, one after the other.
 
-    In turn, so that a machine whose speed drifts treats both alike. Fetching a batch is not timed.
+    In turn, so that a machine whose speed drifts treats both alike. Fetching a batch is not timed. Where `every`
+    does not divide the phase, both sides stop at the last iteration that a Koopman step reaches.
 
     Returns:
         The optimizer's and Koopman's curve, and the watched weights' path of each.
@@ -239,9 +241,9 @@ def _side_by_side(config, model, optimizer, phase, batches, evaluate, watch, tic
     trained, moved, true, predicted = Curve(), Curve(), [], []
     for curve in (trained, moved):
         curve.evaluate(0, evaluate(model))
-    total = config.T * batches.per_epoch
-    final, stride = total // config.every * config.every, math.lcm(config.every, config.eval_every)
-    for iteration, (images, labels) in enumerate(_epochs(batches, config.T), 1):
+    final = _final(config, batches)
+    stride = math.lcm(config.every, config.eval_every)
+    for iteration, (images, labels) in enumerate(itertools.islice(_epochs(batches, config.T), final), 1):
         began = time.perf_counter()
         train_step(twin, twin_optimizer, images, labels)
         trained.step_seconds.append(time.perf_counter() - began)
@@ -251,11 +253,16 @@ def _side_by_side(config, model, optimizer, phase, batches, evaluate, watch, tic
             phase.step()
             moved.step_seconds.append(time.perf_counter() - began)
             predicted.append(watch.read(model))
-        if iteration == final or (iteration < final and iteration % stride == 0):
+        if iteration == final or iteration % stride == 0:
             trained.evaluate(iteration, evaluate(twin))
             moved.evaluate(iteration, evaluate(model))
-        tick(f"{config.optimizer} and Koopman", iteration, total)
+        tick(f"{config.optimizer} and Koopman", iteration, final)
     return trained, moved, true, predicted
+
+
+def _final(config: Config, batches: Batches) -> int:
+    """Iterations of the T phase: what Koopman steps can reach."""
+    return config.T * batches.per_epoch // config.every * config.every
 
 
 def _epochs(batches: Batches, epochs: int):

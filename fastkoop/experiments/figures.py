@@ -105,7 +105,7 @@ def _evaluated(results, points, average, view, what, ylabel, unit):
 
 
 def _time(results):
-    """The time panel: every iteration a dot, a running median as a line, overall medians in the legend."""
+    """The time panel: every step a dot, a running median as a line, overall medians in the legend."""
     names = _names(results)
     points = {who: _curves(results, who, "step_seconds", 1e3) for who in _COLOURS}
     finite = {who: t[np.isfinite(t)] for who, t in ((who, _values(points[who])) for who in points)}
@@ -224,12 +224,19 @@ def _floats(values):
 
 
 def _curves(results, who, key, factor=1.0):
-    """(iteration, value) of every run that has them; `step_seconds` holds every iteration from 1 on."""
+    """(iteration, value) of every run that has them; `step_seconds` holds every step from the first on.
+
+    A Koopman step moves `every` iterations on: its seconds are shared among them.
+    """
+    every = (results.get("config") or {}).get("every") or 1
+    stride = every if who == "koopman" else 1
     curves = []
     for run in results.get("runs") or ():
         part = run.get(who) or {}
         y = factor * _floats(part.get(key))
-        x = np.arange(1, len(y) + 1) if key == "step_seconds" else _floats(part.get("iteration"))
+        x = _floats(part.get("iteration"))
+        if key == "step_seconds":
+            x, y = stride * np.arange(1, len(y) + 1), y / stride
         n = min(len(x), len(y))
         curves += [(x[:n], y[:n])] if n else []
     return curves

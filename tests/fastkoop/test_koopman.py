@@ -115,6 +115,33 @@ class TestPredict:
         jump = op.walk().step(at)
         np.testing.assert_allclose(jump, op.predict(at), rtol=0, atol=1e4 * np.finfo(dtype).eps)
 
+    def test_many_states_of_large_blocks(self, dtype, rng):
+        """A few rows a block replace all the snapshots where the rank is low; each block decides for itself."""
+        X = np.stack([orbit(rng, 200, 120, np.float64) for _ in range(4)])
+        low = rng.normal(size=(200, 3)) @ orbit(rng, 3, 120, np.float64)
+        X[1], X[2] = low, 0.0
+        X = X.astype(dtype).reshape(2, 2, 200, 121)
+        op = fk.fit(X, cutoff=1e-5)
+        assert op.rank.ravel()[1] == 3 and op.rank.ravel()[2] == 0 and op.rank.ravel()[0] > 20
+        got = op.predict(range(1, 60))
+        assert got.shape == (2, 2, 200, 59)
+        for steps in (1, 7, 59):
+            np.testing.assert_allclose(got[..., steps - 1], op.predict(steps), rtol=0, atol=1e3 * np.finfo(dtype).eps)
+        alone = fk.fit(X[0, 1], cutoff=1e-5).predict(range(1, 60))
+        np.testing.assert_array_equal(got[0, 1], alone)
+
+    def test_walks_of_rank_zero(self, dtype):
+        walk = fk.fit(np.zeros((2, 150, 120), dtype)).walk()
+        assert not walk.step().any() and not walk.step(3, ahead=4).any()
+
+    @pytest.mark.parametrize(("n", "m"), [(20, 5), (5, 20), (120, 100)])
+    def test_looking_ahead_changes_no_bit(self, n, m, dtype, rng):
+        op = fk.fit(orbit(rng, n, m, dtype, batch=(3,), decay=1.01), cutoff=1e-4)
+        plain, ahead = op.walk(), op.walk()
+        for count, held in ((1, 4), (1, 1), (1, 9), (3, 2), (1, 5), (1, 1), (7, 3)):
+            np.testing.assert_array_equal(ahead.step(count, ahead=held), [plain.step() for _ in range(count)][-1])
+            assert plain.steps == ahead.steps
+
     def test_walk_survives_its_data(self, dtype, rng):
         X = orbit(rng, 9, 4, dtype, batch=(2,))
         expected = fk.fit(X).predict(3)
@@ -318,6 +345,8 @@ class TestErrors:
         for count in (0, -1):
             with pytest.raises(ValueError, match="count: expected an integer >= 1"):
                 op.walk().step(count)
+            with pytest.raises(ValueError, match="ahead: expected an integer >= 1"):
+                op.walk().step(1, ahead=count)
 
     def test_the_rest_is_refused_as_by_predict(self):
         for call, error, text in (

@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -201,6 +202,64 @@ def test_step_and_jump_mix():
         assert_predicted(flat(model), trail, places, position)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("partition", "q"), GRANULARITIES, ids=[g for g, _ in GRANULARITIES])
+def test_looking_ahead_changes_no_bit(partition, q, dtype):
+    model, phase, _ = recorded(9, dtype, partition=partition, q=q, every=2)
+    states = []
+    for _ in range(12):
+        phase.step()
+        states.append(bits(model))
+    phase.rollback()
+    for done, ahead in enumerate((1, 4, 1, 1, 1, 7, 2, 2, 1, 1, 1, 3)):
+        phase.step(ahead=ahead)
+        assert phase.position == 2 * (done + 1)
+        assert same_bits(bits(model), states[done]), done
+    phase.jump(4)
+    phase.step(ahead=3)
+    assert phase.position == 30
+
+
+def test_ahead_is_checked():
+    _, phase, _ = recorded(4)
+    with pytest.raises(ValueError, match="ahead: expected an integer >= 1, got 0"):
+        phase.step(ahead=0)
+
+
+def test_layers_with_equal_blocks_share_their_kernel_calls():
+    """Both hidden layers have nodes of 4 weights and a bias; each still gets its own operators' states."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    phase = KoopmanPhase(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    phase.attach(optimizer)
+    trail = trained(model, 9, optimizer=optimizer)
+    for done in range(1, 4):
+        phase.step()
+        assert_predicted(flat(model), trail, blocks(mlp_rows(model), "node", None), done)
+    assert [batch.n for batch in phase._mover._batches] == [7, 5]
+
+
+def test_a_step_is_seen_by_autograd():
+    """Weights that moved between forward and backward make its gradients wrong: torch must be able to tell."""
+    model, phase, _ = recorded(4)
+    loss = model(torch.ones(2, 6)).square().sum()
+    phase.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_parameters_whose_memory_changed_are_still_moved():
+    model, phase, trail = recorded(6)
+    phase.step()
+    old = model[0].weight.data
+    model[0].weight.data = model[0].weight.detach().clone()
+    before = old.clone()
+    phase.step()
+    assert torch.equal(old, before)
+    assert_predicted(flat(model), trail, blocks(mlp_rows(model), "node", None), 2)
+
+
 def test_jump_over_nothing_goes_to_the_newest_snapshot():
     model, phase, trail = recorded(8, every=3)
     assert not np.array_equal(flat(model), trail[5])
@@ -243,6 +302,30 @@ def test_ring_goes_on_after_a_fit():
         assert phase.snapshots == 5
         assert_predicted(flat(model), trail[-5:], blocks(mlp_rows(model), "layer", None), 1)
         phase.rollback()
+
+
+@pytest.mark.parametrize("turned", [1, 3, 4])
+def test_turning_a_ring_takes_little_memory(turned, monkeypatch):
+    """plan() does not count a second buffer."""
+    import tracemalloc
+
+    import fastkoop.recording
+
+    monkeypatch.setattr(fastkoop.recording, "TURNED", 1 << 12)
+    model = nn.Linear(400, 50)
+    phase = KoopmanPhase(model, capacity=5)
+    trail = scripted(model, phase, 5 + turned)
+    tracemalloc.start()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        phase._put_in_order()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profiled.events() or ())
+    assert allocated == 0
+    assert peak < phase.plan().bytes / 4
+    held = np.stack([row.ravel() for row in phase._recordings[0].buffer[:, :, :401].numpy()])
+    places = mlp_rows_of_one(model)[0].ravel()
+    assert np.array_equal(held, np.stack(trail[-5:])[:, places])
 
 
 @pytest.mark.parametrize("iterations", [63, 64, 65, 130])
@@ -327,6 +410,21 @@ def test_detach_stops_recording():
     phase.attach(optimizer).remove()
     trained(model, 2, optimizer=optimizer)
     assert phase.snapshots == 3
+
+
+def test_attach_again_after_the_handle_removed_the_hook():
+    model = net()
+    phase = KoopmanPhase(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = phase.attach(optimizer)
+    assert phase.attached
+    handle.remove()
+    assert not phase.attached
+    phase.attach(optimizer)
+    trained(model, 2, optimizer=optimizer)
+    assert phase.snapshots == 2 and phase.attached
+    phase.detach()
+    assert not phase.attached
 
 
 def test_lbfgs_records_once_a_step():
@@ -871,6 +969,21 @@ def test_report_says_what_the_operators_are():
     lines = str(report).splitlines()
     assert lines[0].startswith("jump over 3 steps in")
     assert lines[1].startswith("0: 5 node blocks, rank ")
+
+
+def test_seconds_of_a_jump_are_without_its_report(monkeypatch):
+    """The residual's pass over the recording is the report's, not the jump's."""
+    _, phase, _ = recorded(6)
+    phase.jump(2)
+    phase.rollback()
+    report = KoopmanPhase._report
+
+    def slowly(*arguments):
+        time.sleep(0.2)
+        return report(*arguments)
+
+    monkeypatch.setattr(KoopmanPhase, "_report", staticmethod(slowly))
+    assert phase.jump(2).seconds < 0.2
 
 
 def test_report_of_uneven_ranks():

@@ -135,6 +135,16 @@ def test_every_setting_runs(options, tmp_path):
     assert (tmp_path / "weights.png").exists() == (options.get("T", 1) > 0)
 
 
+def test_both_sides_cover_the_same_iterations(tmp_path):
+    """23 iterations at every=7: the optimizer's time must not hold the two that no Koopman step reaches."""
+    ticks = []
+    results = compare(Config(**QUICK, every=7, out=str(tmp_path)), lambda _, *state: ticks.append(state))
+    run = results["runs"][0]
+    assert len(run["optimizer"]["step_seconds"]) == 21 == 7 * len(run["koopman"]["step_seconds"])
+    assert run["optimizer"]["iteration"][-1] == run["koopman"]["iteration"][-1] == 21
+    assert ticks[-1] == ("adadelta and Koopman", 21, 21)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

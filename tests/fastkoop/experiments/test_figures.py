@@ -341,3 +341,16 @@ def test_the_inputs_stay_as_they_were(tmp_path):
 def test_no_global_plotting_state():
     code = "import sys, fastkoop.experiments.figures; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_koopman_step_over_several_iterations_is_shared_among_them(drawn):
+    """At every=10 a step of 1 ms is 0.1 ms an iteration, drawn where it ends."""
+    results = make_results()
+    results["config"] = CONFIG | {"every": 10}
+    results["runs"][0]["koopman"]["step_seconds"] = [1e-3] * (LENGTH // 10)
+    fig = drawn(results)["time.png"]
+    assert "Koopman, median 0.1 ms" in legend(fig)
+    dots = [drawn_line for drawn_line in fig.axes[0].lines if len(drawn_line.get_xdata()) == LENGTH // 10]
+    assert dots[0].get_xdata()[[0, -1]].tolist() == [10, LENGTH]
+    assert dots[0].get_ydata() == pytest.approx(0.1)
+    assert max(len(drawn_line.get_xdata()) for drawn_line in fig.axes[0].lines) == LENGTH  # the optimizer's stay

@@ -1,0 +1,188 @@
+"""A Koopman step against an optimizer step for anybody's model, see `fastkoop.torch_adapter.step_cost`."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Number
+from statistics import median
+
+import numpy as np
+import torch
+from torch import nn
+
+from .checks import InputError
+
+WARM_UP = 3  # optimizer steps before the clock runs
+OPTIMIZER_STEPS, KOOPMAN_STEPS = 10, 20  # in a round
+
+COSTS = {
+    "optimizer_step": "optimizer step, closure included",
+    "record": "record, per iteration",
+    "fit": "fit",
+    "first_step": "first step after a fit",
+    "step": "step, one at a time",
+    "ahead_step": "step, {ahead} at a time",
+    "jump": "jump over {jump_steps} iterations",
+}
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Medians in seconds of what a Koopman phase does, beside one step of the optimizer.
+
+    A step and a jump's every step move `every` optimizer iterations on.
+    """
+
+    optimizer_step: float
+    record: float
+    fit: float
+    first_step: float
+    step: float
+    ahead_step: float
+    jump: float
+    partition: str
+    parameters: int
+    snapshots: int
+    every: int
+    ahead: int
+    jump_steps: int
+    rounds: int
+
+    def in_optimizer_steps(self, name: str) -> float:
+        """A cost in units of one optimizer step."""
+        return getattr(self, name) / self.optimizer_step
+
+    @property
+    def pays_after(self) -> float:
+        """Optimizer iterations from which one jump in their place is cheaper, recording and fit included."""
+        recording = self.record * self.snapshots * self.every
+        return (recording + self.fit + self.jump) / self.optimizer_step
+
+    def as_dict(self) -> dict:
+        """Seconds, optimizer steps and the setting, ready for JSON."""
+        setting = ("partition", "parameters", "snapshots", "every", "ahead", "jump_steps", "rounds")
+        return {
+            "seconds": {name: getattr(self, name) for name in COSTS},
+            "optimizer_steps": {name: self.in_optimizer_steps(name) for name in COSTS},
+            "pays_after": self.pays_after,
+            **{name: getattr(self, name) for name in setting},
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.parameters} parameters, partition {self.partition}, {self.snapshots} snapshots, "
+            f"every={self.every}; medians over {self.rounds} rounds",
+            f"{'':36}{'seconds':>10}  optimizer steps",
+        ]
+        for name, words in COSTS.items():
+            words = words.format(ahead=self.ahead, jump_steps=self.jump_steps)
+            lines.append(f"{words:36}{getattr(self, name):>10.3g}  {self.in_optimizer_steps(name):.3g}")
+        lines.append(f"one jump pays from {self.pays_after:.3g} iterations on, recording and fit included")
+        return "\n".join(lines)
+
+
+def measure(phase, model: nn.Module, optimizer, closure, *, partition, rounds: int, ahead: int, jump_steps: int):
+    """`step_cost` with a fresh phase whose capacity is full after that many recordings."""
+    _check(model, optimizer, closure)
+    with _put_back(model, optimizer):
+        _first_step(model, optimizer, closure)
+        for _ in range(WARM_UP):
+            optimizer.step(closure)
+        for _ in range(phase.capacity * phase.every):
+            optimizer.step(closure)
+            phase.record()
+        _round(phase, optimizer, closure, ahead, jump_steps)  # compiles what is not compiled yet
+        found = [_round(phase, optimizer, closure, ahead, jump_steps) for _ in range(rounds)]
+        medians = {name: median(each[name] for each in found) for name in COSTS}
+    parameters = sum(group.rows * group.n for group in phase.groups)
+    return StepCost(
+        **medians, partition=partition if isinstance(partition, str) else "by pattern", parameters=parameters,
+        snapshots=phase.capacity, every=phase.every, ahead=ahead, jump_steps=jump_steps, rounds=rounds,
+    )  # fmt: skip
+
+
+def _check(model, optimizer, closure) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if not callable(closure):
+        raise TypeError(f"closure: expected a function that returns the loss, got {type(closure).__name__}")
+    moved = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in moved for parameter in model.parameters()):
+        raise InputError("optimizer: it holds none of the model's parameters; make it with model.parameters()")
+
+
+def _first_step(model, optimizer, closure) -> None:
+    """One optimizer step that must return a loss and leave gradients."""
+    loss = optimizer.step(closure)
+    if not (isinstance(loss, Number) or (isinstance(loss, torch.Tensor) and loss.numel() == 1)):
+        raise InputError(
+            f"closure: expected it to return the loss, one number, got {_kind(loss)}; as for torch.optim, it calls "
+            "zero_grad() and backward() and returns the loss"
+        )
+    if all(parameter.grad is None for parameter in model.parameters()):
+        raise InputError("closure: no parameter of the model has a gradient after it; call loss.backward() in it")
+
+
+def _kind(loss) -> str:
+    return f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+
+
+def _round(phase, optimizer, closure, ahead: int, jump_steps: int) -> dict[str, float]:
+    """Seconds of everything once, one after the other; the parameters end where the optimizer left them."""
+    trained, recorded = [], []
+    for _ in range(OPTIMIZER_STEPS):
+        trained.append(_seconds(lambda: optimizer.step(closure)))
+        recorded.append(sum(_seconds(phase.record) for _ in range(phase.every)) / phase.every)
+    found = {"optimizer_step": median(trained), "record": median(recorded)}
+    found["fit"] = _seconds(phase.fit)
+    found["first_step"] = _seconds(phase.step)
+    found["step"] = median(_seconds(phase.step) for _ in range(KOOPMAN_STEPS))
+    phase.rollback()
+    found["ahead_step"] = _seconds(lambda: [phase.step(ahead=ahead) for _ in range(ahead)]) / ahead
+    phase.rollback()
+    found["jump"] = phase.jump(jump_steps).seconds
+    phase.rollback()
+    return found
+
+
+def _seconds(work: Callable) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _put_back(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Everything that training changes comes back bit by bit, also after an exception."""
+    tensors = [*model.parameters(), *model.buffers()]
+    values = [tensor.detach().clone() for tensor in tensors]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    gradients = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+    state = {parameter: copy.deepcopy(own) for parameter, own in optimizer.state.items()}
+    groups = [{k: copy.deepcopy(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    generators = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_rng_state(generators[0])
+        np.random.set_state(generators[1])  # noqa: NPY002
+        random.setstate(generators[2])
+        with torch.no_grad():
+            for module, own in buffers:
+                module._buffers.clear()
+                module._buffers.update(own)
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
+            for parameter, gradient, value in gradients:
+                parameter.grad = gradient if value is None else gradient.copy_(value)
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        for group, own in zip(optimizer.param_groups, groups, strict=True):
+            members = group["params"]
+            group.clear()
+            group.update({"params": members, **own})

@@ -1,0 +1,139 @@
+"""States: K x_last, K^2 x_last, ... one after another, for the price of a few rows a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from .backends import NON_FINITE, blocks_of
+
+JOINED = 1 << 18  # numbers in the rows of a batch up to which it is worth sharing kernel calls with others
+
+
+class States:
+    """The states of a batch of blocks, one step after another: r^2 + n r multiply-adds each.
+
+    The batch may come from several operators with the same n and dtype, so that they share kernel calls.
+    Holds its own copy of all it needs (r rows of n numbers a block): the snapshots may be overwritten.
+    """
+
+    def __init__(self, backend, parts: Sequence[tuple[np.ndarray, tuple]]):
+        """parts: (snapshots, factors) of each operator."""
+        self._backend = backend
+        rows = [backend.readout(X, factors) for X, factors in parts]
+        self._factors = _coordinates([factors for _, factors in parts])
+        self._bad = self._factors.route == NON_FINITE
+        self._any_bad = bool(self._bad.any())
+        self._weight = _largest(rows, self._factors.operator.shape[1])
+        self._rows = rows[0] if len(rows) == 1 else blocks_of(_joined(rows))
+        self.n = self._rows.n
+        self.restart()
+
+    def restart(self) -> None:
+        """Back to the last snapshot."""
+        self.steps = 0
+        self._y, self._at = self._factors.start, 1  # coordinates of the state at step `_at`
+        self._first, self._held, self._bounds = 1, (), ()
+
+    def step(self, count: int = 1, ahead: int = 1) -> np.ndarray:
+        """The state (B, n), `count` >= 1 steps further on; one pass makes this one and the `ahead` - 1 after it.
+
+        Looking ahead changes no bit and saves the overhead of a pass; the states are then held in memory.
+        """
+        self.steps += count
+        if self.steps - self._first >= len(self._held):
+            self._pass(self.steps, ahead)
+        return self._held[self.steps - self._first]
+
+    def _pass(self, at: int, ahead: int) -> None:
+        if at != self._at:
+            self._y, self._at = self._backend.advance(self._factors, self._y, at - self._at), at
+        if ahead == 1:
+            y = self._y[:, None]
+            self._bounds = (np.abs(self._y).ravel() @ self._weight.ravel(),)
+        else:
+            y = self._backend.evolve(self._factors._replace(start=self._y), np.arange(1, ahead + 1))
+            self._y, self._at = np.ascontiguousarray(y[:, -1]), at + ahead - 1
+            self._bounds = np.einsum("bkr,br->k", np.abs(y), self._weight).tolist()
+        self._held, self._first = self._backend.combine(self._rows, y, products=False), at
+        if self._any_bad:
+            self._held[:, self._bad] = np.nan
+
+    def at(self, steps: np.ndarray) -> np.ndarray:
+        """States (k, B, n) at ascending steps >= 1, as a matrix product where that is faster; the walk stays put."""
+        states = self._backend.combine(self._rows, self._backend.evolve(self._factors, steps))
+        if self._any_bad:
+            states[:, self._bad] = np.nan
+        return states
+
+    def bound(self) -> float:
+        """No entry of the present state is larger in modulus; NaN or infinity where that cannot be told.
+
+        Sums |y_k| max_i |row_k[i]| over all blocks: far less to read than the states themselves.
+        """
+        return self._bounds[self.steps - self._first]
+
+
+def states_together(backend, parts: Iterable[tuple[np.ndarray, tuple]]) -> tuple[list[States], list[tuple[int, slice]]]:
+    """States of many operators, small ones with the same n and dtype in one batch.
+
+    Returns:
+        The States, and for each part which of them it is in, and which of its blocks it owns.
+    """
+    batches: dict[tuple, list] = {}
+    places = []
+    for i, (X, factors) in enumerate(parts):
+        B, n = len(factors.rank), X.shape[-1]
+        small = B * n * factors.operator.shape[1] <= JOINED
+        batch = batches.setdefault((n, X.dtype, -1 if small else i), [])
+        first = sum(len(other.rank) for _, other in batch)
+        batch.append((X, factors))
+        places.append((batch, slice(first, first + B)))
+    order = list(batches.values())
+    index = {id(batch): k for k, batch in enumerate(order)}
+    return [States(backend, batch) for batch in order], [(index[id(batch)], blocks) for batch, blocks in places]
+
+
+def _coordinates(parts: list):
+    """Factors of all parts as one batch whose lift is the identity: `evolve` then returns the coordinates y."""
+    B, r = sum(len(part.rank) for part in parts), max(part.operator.shape[1] for part in parts)
+    operator, start, first = np.zeros((B, r, r)), np.zeros((B, r)), 0
+    for part in parts:
+        count, own = part.start.shape
+        operator[first : first + count, :own, :own] = part.operator
+        start[first : first + count, :own] = part.start
+        first += count
+    identity = np.tile(np.eye(r), (B, 1, 1))
+    whole = {"basis": identity, "lift": identity, "operator": operator, "start": start}
+    for name in parts[0]._fields:
+        if name not in whole:
+            whole[name] = np.concatenate([getattr(part, name) for part in parts])
+    return parts[0]._replace(**whole)
+
+
+def _array(rows) -> np.ndarray:
+    """What `readout` returned as (r, B, n)."""
+    shape = rows.columns, len(rows.offsets), rows.n
+    return rows.flat.reshape(shape) if rows.columns else np.zeros(shape, rows.dtype)
+
+
+def _joined(parts: list) -> np.ndarray:
+    """Rows (r, B, n) of all parts, zero past a part's own r."""
+    arrays = [_array(part) for part in parts]
+    shape = max(len(a) for a in arrays), sum(a.shape[1] for a in arrays), arrays[0].shape[2]
+    out, first = np.zeros(shape, arrays[0].dtype), 0
+    for array in arrays:
+        out[: len(array), first : first + array.shape[1]] = array
+        first += array.shape[1]
+    return out
+
+
+def _largest(parts: list, r: int) -> np.ndarray:
+    """max_i |row_k[i]| per block and coordinate, (B, r) float64; zero past a part's own r."""
+    found = []
+    for part in parts:
+        rows = _array(part)
+        size = np.maximum(rows.max(axis=2, initial=0), -rows.min(axis=2, initial=0)).T
+        found.append(np.pad(size.astype(np.float64), ((0, 0), (0, r - size.shape[1]))))
+    return np.concatenate(found)

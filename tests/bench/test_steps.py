@@ -1,0 +1,120 @@
+"""The README's tables of Koopman steps are what the committed results say, and the benchmark runs."""
+
+import importlib.util
+import json
+import pathlib
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TINY = {
+    "dataset": "digits", "t1": 1, "t2": 3, "epochs": (1, 2), "every": (1, 4), "rounds": 2, "ahead": 5, "stretch": 7,
+    "shared": 5, "optimizers": ("adadelta",), "modes": ("eager",),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """bench/steps.py as a module: bench/ is no package."""
+    spec = importlib.util.spec_from_file_location("bench_steps", ROOT / "bench" / "steps.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tiny(steps, tmp_path_factory):
+    """A benchmark of seconds, on digits."""
+    folder = tmp_path_factory.mktemp("steps")
+    path = steps.run(steps.Setting(**TINY), 2, None, folder)
+    assert [file.name for file in folder.iterdir()] == ["digits.json"]
+    return path
+
+
+def test_the_readme_shows_the_committed_results(steps):
+    begin, end = steps.MARKERS
+    text = (ROOT / "README.md").read_text()
+    assert (begin in text) == (end in text)
+    if begin in text:
+        assert text.partition(begin)[2].partition(end)[0].strip() == steps.table()
+
+
+def test_a_tiny_run_has_every_figure(tiny):
+    results = json.loads(tiny.read_text())
+    assert len(results["repeats"]) == 2 and results["machine"]["versions"]["torch"] == torch.__version__
+    assert set(results) == {"machine", "commit", "uncommitted", "setting", "to_reach", "repeats"}
+    for one in results["repeats"]:
+        found = one["adadelta"]
+        eager = found["optimizer"]["eager"]
+        assert eager["reason"] is None and set(eager["seconds"]) == {"20", "23", "44", "46"}
+        assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in eager["seconds"].values())
+        for partition in ("node", "layer"):
+            for every in ("1", "4"):
+                side = found["koopman"][partition][every]
+                for name in ("fit", "step", "ahead"):
+                    assert len(side[name]) == 2 and min(side[name]) > 0
+                for way in ("walk_phase", "ahead_phase", "jump_phase"):
+                    assert set(side[way]) == {"1", "2"} and all(len(each) == 2 for each in side[way].values())
+                assert set(side["loss"]["2"]) == {"walk", "jump"} and side["record_seconds"] > 0
+            assert len(found["record_share"][partition]) == 2
+            walked, jumped = (found["koopman"][partition]["1"]["loss"]["1"][way] for way in ("walk", "jump"))
+            assert walked == pytest.approx(jumped, rel=1e-2)
+        assert found["average_loss"] > 0
+    first, second = results["repeats"]
+    assert first["adadelta"]["koopman"]["node"]["1"]["loss"] == second["adadelta"]["koopman"]["node"]["1"]["loss"]
+
+
+def test_the_table_goes_between_the_markers_and_nowhere_else(steps, tiny, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n")
+    steps.update(readme, tiny)
+    made = steps.table(tiny)
+    assert readme.read_text() == "before\n" and made in capsys.readouterr().out
+    begin, end = steps.MARKERS
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    steps.update(readme, tiny)
+    assert readme.read_text() == f"before\n{begin}\n{made}\n{end}\nafter\n"
+    rows = made.splitlines()
+    assert rows[2].startswith("| to reach, against AdaDelta, eager |  | ≥ 3 | ≥ 10 |")
+    assert len(rows) == 4 + 1 + 2 + 2 * 2 * 2
+
+
+def test_what_does_not_compile_is_left_out_with_its_reason(steps, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setattr(steps.torch, "compile", fail)
+    change = {"modes": ("eager", "compiled"), "rounds": 1, "every": (1,), "partitions": ("node",)}
+    setting = steps.Setting(**(TINY | change))
+    found = steps.once(setting, None)
+    assert found["adadelta"]["optimizer"]["compiled"] == {
+        "reason": "RuntimeError: no compiler", "step": [], "seconds": {}, "loss": {},
+    }  # fmt: skip
+    results = {"setting": steps.asdict(setting), "to_reach": steps.TO_REACH, "repeats": [found]}
+    assert "torch.compile fails here" in "\n".join(steps.step_rows(results))
+    assert len(steps.phase_rows(results, 23)) == 4
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled", "optimizer compiled"])
+def test_an_optimizer_starts_over_in_place(steps, mode, monkeypatch):
+    monkeypatch.setattr(steps.torch, "compile", lambda function, **_: function)
+    data = steps.datasets.load("digits")
+    model = steps.make_model(data.features, data.classes, 0)
+    optimizer = steps.make_optimizer("adadelta", model, None)
+    batches = list(steps.Batches(data, 64, 0).epoch())
+    steps.train_step(model, optimizer, *batches[0])
+    side = steps.Optimizer((model, optimizer), mode, batches)
+    ends = []
+    for _ in range(2):
+        side.restart()
+        side.advance(5)
+        side.advance(9)
+        assert len(side.seconds) == 9
+        ends.append([p.detach().clone() for p in side.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    for images, labels in batches[:9]:
+        steps.train_step(model, optimizer, images, labels)
+    assert all(torch.equal(a, b) for a, b in zip(ends[0], model.parameters(), strict=True))
