@@ -1,0 +1,223 @@
+"""The CPU benchmark: FastKoop against the library routines and against what an expert would write.
+
+    python bench/run.py                 # every case, about 20 minutes on two cores; MNIST in FASTKOOP_DATA_DIR
+    python bench/run.py A32 RR32        # some cases or families
+    python bench/tables.py              # then rewrites the tables in README.md
+
+Each case is measured in interleaved rounds, the whole twice, and written to <out>/<case>.json. Run it on an idle
+machine: libraries whose threads wait for one another become ten times as slow beside another busy process, which
+flatters FastKoop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from statistics import median
+
+import numpy as np
+
+from fastkoop.experiments.compare import write_json
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # at the end: an installed fastkoop stays the one that is measured
+
+from bench import cases, data, measure, roofline  # noqa: E402
+
+RESULTS = ROOT / "bench" / "results" / "cpu"
+EXPERTS = ("expert", "rank-aware")
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """Lower quartile, median, upper quartile."""
+    return [float(value) for value in np.quantile(values, (0.25, 0.5, 0.75))]
+
+
+def described(one: measure.Contender) -> dict:
+    """A contender's entry in the JSON."""
+    return {
+        "kind": one.kind,
+        "variant": one.variant,
+        "blocks": one.blocks,
+        "rounds": [len(repeat) for repeat in one.seconds],
+        "microseconds_a_block": [[1e6 * value for value in quartiles(repeat)] for repeat in one.seconds],
+        "compile_seconds": one.first_seconds - one.call_seconds if one.compiles else None,
+        "error": one.error,
+    }
+
+
+def ratio(one: measure.Contender, ours: measure.Contender) -> dict:
+    """A contender's median over FastKoop's in every repeat; the middle of these, and how far they spread."""
+    repeats = [median(a) / median(b) for a, b in zip(one.seconds, ours.seconds, strict=True)]
+    return {"ratio": median(repeats), "low": min(repeats), "high": max(repeats), "repeats": repeats}
+
+
+def accurate(error: dict, yardstick: dict | None, slack: float = 2.0) -> bool:
+    """Whether a peer's error is not worse than the float32 SVD's, but for luck: a factor of two.
+
+    Leaving a fast peer out would flatter FastKoop, hence the slack, which `void` does not grant.
+    """
+    value = error["median"]
+    if value is None:
+        return True
+    return value == value and (yardstick is None or value <= slack * yardstick["median"])
+
+
+def void(ours: dict, yardstick: dict | None) -> bool:
+    """Whether FastKoop's error, median or largest, is not below the float32 SVD's: its row does not count."""
+    if ours["median"] is None or yardstick is None:
+        return False
+    return not (ours["median"] <= yardstick["median"] and ours["max"] <= yardstick["max"])
+
+
+def denominators(entrants: list[measure.Contender]) -> dict:
+    """Column -> who it is measured against and the ratio: the fastest of each sort whose error is good enough."""
+    ours, *others = entrants
+    svd = next((one.error for one in others if one.name == measure.SVD_PEER), None)
+    sorts = {
+        "expert": lambda one: one.kind in EXPERTS and "chunks" not in one.name,
+        "chunks": lambda one: one.kind in EXPERTS and "chunks" in one.name,
+        "library": lambda one: one.kind == "library",
+        "numpy": lambda one: one.name == "numpy pinv",
+        "report": lambda one: one.kind == "report",
+    }
+    found = {}
+    for column, belongs in sorts.items():
+        named = column in ("numpy", "report")  # these are a matter of who, not of how accurate
+        fit = [one for one in others if belongs(one) and (named or accurate(one.error, svd))]
+        if fit:
+            best = min(fit, key=lambda one: median(median(repeat) for repeat in one.seconds))
+            found[column] = {"peer": best.name, **ratio(best, ours)}
+    return found
+
+
+def measure_case(case: cases.Case, options: argparse.Namespace, ceiling: dict) -> dict:
+    """Everything about a case that one process can tell."""
+    batches = data.make(case, blocks=options.blocks)
+    turns = measure.rotations(case, batches)
+    entrants, absent = measure.contenders(case, turns, lambda name: progress(case, f"preparing {name}"))
+    judge = measure.Judge(case, batches)
+    for repeat in range(options.repeat):
+        progress(case, f"measurement {repeat + 1} of {options.repeat}")
+        measure.run_rounds(entrants, options.rounds, judge)
+    ours = entrants[0]
+    blocks = sum(X.shape[1] for X in batches)
+    floor = measure_floor(case, batches, ceiling, ours, blocks)
+    svd = next((one.error for one in entrants if one.name == measure.SVD_PEER), None)
+    return {
+        "case": asdict(case),
+        "blocks": blocks,
+        "rotations": len(turns),
+        "absent": absent,
+        "contenders": {one.name: described(one) for one in entrants},
+        "ratios": {one.name: ratio(one, ours) for one in entrants[1:]},
+        "against": denominators([one for one in entrants if one.name != "fastkoop, time last"]),
+        "void": void(ours.error, svd),
+        "roofline": floor,
+    }
+
+
+def measure_floor(case, batches, ceiling, ours, blocks: int) -> dict:
+    """The floor of the case and FastKoop's share of it."""
+    floor = roofline.floor_seconds(batches, case.steps, case.result == "states", ceiling)
+    taken = median(median(repeat) for repeat in ours.seconds) * blocks
+    return {**ceiling, **floor, "share": floor["seconds"] / taken}
+
+
+def child(*arguments: str, **environment: str) -> dict:
+    """What child.py prints, from a process of its own."""
+    command = [sys.executable, str(ROOT / "bench" / "child.py"), *arguments]
+    env = {**os.environ, **environment}
+    return json.loads(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
+
+
+def cold_start(case: cases.Case, known: dict[tuple, dict]) -> dict:
+    """First calls in fresh processes, with no compiled kernels on disk and with all.
+
+    Kernels are compiled per side (tall, wide) and engine, not per case: measured once for each, on the case named.
+    """
+    shapes = [(n > case.m, min(n, case.m) > measure.KERNEL_ORDER) for n, _ in case.sizes]
+    key = tuple(shapes)
+    if key not in known:
+        with tempfile.TemporaryDirectory() as folder:
+            empty = child("cold", case.name, NUMBA_CACHE_DIR=folder)
+            cached = child("cold", case.name, NUMBA_CACHE_DIR=folder)
+        known[key] = {"measured_on": case.name, "empty_cache": empty, "warm_cache": cached}
+    return known[key]
+
+
+def peak_memory(case: cases.Case) -> dict | None:
+    """Increments of FastKoop and of one peer, each in a process of its own."""
+    if case.memory is None:
+        return None
+    return {name: child("memory", case.name, name) for name in ("fastkoop", case.memory)}
+
+
+def progress(case: cases.Case, what: str) -> None:
+    """One line that the next one overwrites, on a terminal; silence in a file."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{case.name}: {what}", end="", file=sys.stderr, flush=True)
+
+
+def verdict(result: dict) -> str:
+    """A case in one line."""
+    ours = median(middle for _, middle, _ in result["contenders"]["fastkoop"]["microseconds_a_block"])
+    against = ", ".join(f"{one['ratio']:.2f} {column} ({one['peer']})" for column, one in result["against"].items())
+    error = result["contenders"]["fastkoop"]["error"]["median"]
+    error = "-" if error is None else f"{error:.1e}"
+    void = "; VOID" if result["void"] else ""
+    share = f"{result['roofline']['share']:.0%} of the roofline"
+    return f"{result['case']['name']}: {ours:.4g} us a block; {against}; error {error}{void}; {share}"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line's options, with `selected` cases."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="case", help=f"of {', '.join(cases.FAMILIES)}; all if none")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--repeat", type=int, default=2, help="whole measurements, whose spread is reported")
+    parser.add_argument("--device", choices=("cpu",), default="cpu")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--blocks", type=int, help="fewer blocks or windows than the case has, to try things out")
+    parser.add_argument("--only-time", action="store_true", help="neither cold starts nor peak memory")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1 or options.repeat < 1:
+        parser.error("--rounds and --repeat must be at least 1")
+    try:
+        options.selected = cases.select(options.cases)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the cases and write a JSON file of each."""
+    options = parse(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    environment, ceiling, known = roofline.environment(), roofline.ceilings(), {}
+    for case in options.selected:
+        began = time.perf_counter()
+        try:
+            result = measure_case(case, options, ceiling)
+        except data.NoRecording as error:
+            print(f"{case.name}: skipped, {error}")
+            continue
+        result["cold_start"] = None if options.only_time else cold_start(case, known)
+        result["memory"] = None if options.only_time else peak_memory(case)
+        result["load_average"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # who else was at work
+        result["environment"], result["options"] = environment, {"rounds": options.rounds, "repeat": options.repeat}
+        result["took_seconds"] = time.perf_counter() - began
+        write_json(options.out / f"{case.name}.json", result)
+        progress(case, "")
+        print(verdict(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
