@@ -269,17 +269,72 @@ def gram_range(first, last, flat, offsets, time_stride, stride, n, columns, wide
 
 
 @jit
+def used_rows(c, rows):
+    """Rows up to the last with a coefficient: a block's own rank, whatever its neighbours'."""
+    while rows > 0 and c[rows - 1] == 0.0:
+        rows -= 1
+    return rows
+
+
+@jit
+def alike(coefficients, first, used):
+    """Whether states first .. first + 3 sum the same `used` rows, four at a time, as `apply_snapshots` would."""
+    for k in range(first, first + 4):
+        if used_rows(coefficients[k], coefficients.shape[1]) != used:
+            return False
+        for t in range(0, used - used % 4, 4):
+            if coefficients[k, t] == 0.0:
+                return False
+    return True
+
+
+@jit
+def apply_to_four(flat, start, time_stride, n, rows, C, W):
+    """W[k] = sum over rows t of C[k, t] snapshot[t] for four states: the sums of `apply_snapshots`, data read once."""
+    a0, a1, a2, a3 = W[0], W[1], W[2], W[3]
+    W[:, :n] = 0.0
+    whole = rows // 4 * 4
+    for t in range(0, whole, 4):
+        first = start + t * time_stride
+        a, b = flat[first : first + n], flat[first + time_stride : first + time_stride + n]
+        first += 2 * time_stride
+        x, y = flat[first : first + n], flat[first + time_stride : first + time_stride + n]
+        p0, q0, r0, s0 = C[0, t], C[0, t + 1], C[0, t + 2], C[0, t + 3]
+        p1, q1, r1, s1 = C[1, t], C[1, t + 1], C[1, t + 2], C[1, t + 3]
+        p2, q2, r2, s2 = C[2, t], C[2, t + 1], C[2, t + 2], C[2, t + 3]
+        p3, q3, r3, s3 = C[3, t], C[3, t + 1], C[3, t + 2], C[3, t + 3]
+        for i in range(n):
+            d, e, f, g = np.float64(a[i]), np.float64(b[i]), np.float64(x[i]), np.float64(y[i])
+            a0[i] += (p0 * d + q0 * e) + (r0 * f + s0 * g)
+            a1[i] += (p1 * d + q1 * e) + (r1 * f + s1 * g)
+            a2[i] += (p2 * d + q2 * e) + (r2 * f + s2 * g)
+            a3[i] += (p3 * d + q3 * e) + (r3 * f + s3 * g)
+    for t in range(whole, rows):
+        source = flat[start + t * time_stride : start + t * time_stride + n]
+        for k in range(4):
+            if C[k, t] != 0.0:
+                for i in range(n):
+                    W[k, i] += C[k, t] * source[i]
+
+
+@jit
 def combine_range(first, last, flat, offsets, time_stride, stride, n, rows, coefficients, out):
-    """out[k, b] = sum over t of coefficients[b, k, t] snapshot[t]: reads a block once a state, writes once."""
-    w = np.empty(n)
+    """out[k, b] = sum over t of coefficients[b, k, t] snapshot[t]: reads a block once for four states, writes once."""
+    W = np.empty((4, n))
     for b in range(first, last):
-        for k in range(coefficients.shape[1]):
-            used = rows  # up to the block's own rank, whatever its neighbours'
-            while used > 0 and coefficients[b, k, used - 1] == 0.0:
-                used -= 1
-            apply_snapshots(flat, offsets[b], time_stride, stride, n, used, coefficients[b, k], w)
-            for i in range(n):
-                out[k, b, i] = w[i]
+        k, states = 0, coefficients.shape[1]
+        while k < states:
+            used, count = used_rows(coefficients[b, k], rows), 1
+            if stride == 1 and k + 4 <= states and alike(coefficients[b], k, used):
+                count = 4
+                apply_to_four(flat, offsets[b], time_stride, n, used, coefficients[b, k : k + 4], W)
+            else:
+                apply_snapshots(flat, offsets[b], time_stride, stride, n, used, coefficients[b, k], W[0])
+            for i in range(count):
+                row, state = out[k + i, b], W[i]
+                for j in range(n):
+                    row[j] = state[j]
+            k += count
 
 
 @jit

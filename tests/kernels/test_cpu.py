@@ -497,3 +497,20 @@ def test_foreign_gram_matrices_and_coefficients_are_checked_for_size():
     for steps in ([0, 1], [3, 2]):
         with pytest.raises(ValueError, match="steps: expected ascending counts >= 1"):
             kernels.evolve(factors, np.array(steps))
+
+
+@pytest.mark.parametrize("states", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize(("rows", "n"), [(1, 5), (3, 33), (6, 100), (13, 785)])
+def test_states_combined_together_have_the_bits_of_each_alone(states, rows, n, dtype, rng):
+    """Four states share a pass over the rows; trailing and inner zeros of some of them must not change that."""
+    X = rng.normal(size=(rows, 3, n)).astype(dtype)
+    coefficients = rng.normal(size=(3, states, rows))
+    coefficients[1, :, rows - 1] = 0.0
+    coefficients[2, states // 2, rows // 2 :] = 0.0
+    for view in (X, np.asfortranarray(X)):
+        together = kernels.combine(view, coefficients, products=False)
+        for k in range(states):
+            alone = kernels.combine(view, coefficients[:, k : k + 1].copy(), products=False)
+            np.testing.assert_array_equal(together[k], alone[0])
+        expected = np.einsum("bkq,qbn->kbn", coefficients, X.astype(np.float64))
+        np.testing.assert_allclose(together, expected, rtol=0, atol=1e-5 if dtype == np.float32 else 1e-13)
