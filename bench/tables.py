@@ -186,7 +186,8 @@ def machine(results: dict[str, dict]) -> str:
     found = []
     for result in results.values():
         env, roof = result["environment"], result["roofline"]
-        libraries = ", ".join(f"{name} {env['versions'][name]}" for name in ("numpy", "torch", "jax", "numba"))
+        present = [name for name in ("numpy", "torch", "jax", "numba") if name in env["versions"]]
+        libraries = ", ".join(f"{name} {env['versions'][name]}" for name in present)
         commit = (env["commit"] or "unknown")[:10] + " with changes" * bool(env["dirty"])
         found.append(
             f"{env['processor']}, {env['cores']} cores, copy {roof['copy_bytes_per_second'] / 1e9:.0f} GB/s, "

@@ -554,7 +554,8 @@ def test_storage_dtype(dtype, storage):
         for place in blocks(mlp_rows(model), "node", None):
             X = np.stack(trail, axis=1)[place]
             ref = reference.predict(X, 2, rules.resolve("array_api", len(X), 5, X.dtype))
-            assert flat(model)[place] == pytest.approx(ref, rel=2**-23, abs=1e-9)
+            # both sides err by eps64 times the condition of these blocks, 1e8; fitted in float32 they would by 1e-2
+            assert flat(model)[place] == pytest.approx(ref, rel=2**-23, abs=1e-7)
 
 
 def _conv(channels_last=False):
