@@ -187,7 +187,7 @@ class KoopmanOperator:
         """
         vectors = np.ascontiguousarray(self._spectrum[1].transpose(0, 2, 1))
         real, imaginary = (self._rows(self._factors.lift, part) for part in (vectors.real, vectors.imag))
-        return self._wrap((real + 1j * imaginary).reshape(*self._batch, self._n, -1))
+        return self._wrap((real + 1j * imaginary).reshape(*self._batch, self._n, vectors.shape[1]))
 
     def _rows(self, lift: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
         """(B, n, k) float64 from coordinates (B, k, r): Fp lift (tall) or lift (wide) applied to them."""
@@ -236,7 +236,17 @@ class KoopmanOperator:
 
     @property
     def route(self) -> np.ndarray:
-        """How each block was answered, in words: a NumPy array of "eigen", "svd", "zero" or "non-finite"."""
+        """How each block was fitted, in words, a NumPy array.
+
+        "eigen": by the eigenvectors of its Gram matrix; "svd": by its own singular vectors, where that matrix cannot
+        resolve the cutoff; "zero": all zero, rank 0; "non-finite".
+
+        >>> X = np.zeros((3, 2, 4))
+        >>> X[1:] = [[1.0, 0.5, 0.25, 0.125], [3.0, 2.0, 1.0, 0.5]]
+        >>> X[2, 1] = 3.0000001 * X[2, 0]
+        >>> fit(X).route.tolist()
+        ['zero', 'eigen', 'svd']
+        """
         return np.array(ROUTES)[self._published.route].reshape(self._batch)
 
     @functools.cached_property

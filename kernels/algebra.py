@@ -27,7 +27,7 @@ from .dense import (
     unrotate,
 )  # fmt: skip
 from .jit import jit
-from .plan import EIGEN, NON_FINITE, SVD, ZERO
+from .plan import EIGEN, LEAST_TRACE, MOST_TRACE, NON_FINITE, SVD, ZERO
 from .simd import tile_of
 
 
@@ -41,12 +41,19 @@ def trace(S, n):
 
 
 @jit
-def triage(size, last, flat, start, time_stride, stride, n, columns):
-    """EIGEN if a Gram matrix with this trace is usable beside |x_last|^2, else ZERO, NON_FINITE or SVD.
+def triage(size, last):
+    """EIGEN if a Gram matrix of this trace is usable beside |x_last|^2, else NON_FINITE, ZERO, or SVD, which scales."""
+    if LEAST_TRACE < size < MOST_TRACE and last < MOST_TRACE:
+        return EIGEN
+    if not math.isfinite(size + last):
+        return NON_FINITE
+    return SVD if size > 0.0 else ZERO
 
-    SVD: squares, or products of squares, overflow or underflow; the library route scales first.
-    """
-    if 1e-140 < size < 1e140 and last < 1e140:
+
+@jit
+def triage_block(size, last, flat, start, time_stride, stride, n, columns):
+    """`triage` by the data itself where the sums cannot tell: squares of finite numbers overflow, or vanish."""
+    if triage(size, last) == EIGEN:
         return EIGEN
     if not is_finite(flat, start, time_stride, stride, n, columns):
         return NON_FINITE
@@ -271,10 +278,8 @@ def solve_range(
         size = trace(S, order)
         last2 = dot(S[2 * order], S[2 * order], order) if wide else S[order, order]
         reports[b, :] = 0.0
-        if not (1e-140 < size < 1e140 and last2 < 1e140):
-            status[b] = SVD if size > 0.0 else ZERO
-            if not math.isfinite(size + last2):
-                status[b] = NON_FINITE
+        status[b] = triage(size, last2)
+        if status[b] != EIGEN:
             continue
         scale = normalize(S, 2 * order if wide else rows, columns, size)
         G[:, :order] = S[:order, :order]

@@ -13,8 +13,8 @@ import math
 
 import numpy as np
 
-from .dense import axpy
-from .jit import jit, jit_sums
+from .dense import axpy, dot
+from .jit import jit
 from .simd import MICRO, MICRO_LANES, add_products, lanes, prefetch, tile_of, turn4
 
 TILE_ENTRIES = 14400  # of a tile in float64: a ninth of a small L2 cache is as fast, and
@@ -64,8 +64,9 @@ def load(flat, start, row_stride, stride, rows, width, ahead, tile):
             first = start + i * stride
             for r in range(0, rows - 3, 4):
                 turn4(flat, first + r, stride, tile[r], tile[r + 1], tile[r + 2], tile[r + 3], i)
-            r = rows - 4  # once more where rows is no multiple of four
-            turn4(flat, first + r, stride, tile[r], tile[r + 1], tile[r + 2], tile[r + 3], i)
+            if rows % 4:  # the last four, some of them once more
+                r = rows - 4
+                turn4(flat, first + r, stride, tile[r], tile[r + 1], tile[r + 2], tile[r + 3], i)
             if ahead >= 0:
                 for k in range(i, i + 4):
                     prefetch(flat, ahead + k * stride)
@@ -195,15 +196,6 @@ def apply_snapshots(flat, start, time_stride, stride, n, rows, c, w):
             t += 1
 
 
-@jit_sums
-def weigh(g, row, width):
-    """Sum of g[t] row[t]."""
-    total = 0.0
-    for t in range(width):
-        total += g[t] * row[t]
-    return total
-
-
 @jit
 def apply_weights(flat, start, time_stride, stride, n, m, y, tile, g, w):
     """w = Fp (F^T y) of a wide block, from the tile of `gram_weights` if that holds all of it; g is scratch."""
@@ -217,7 +209,7 @@ def apply_weights(flat, start, time_stride, stride, n, m, y, tile, g, w):
         for i in range(n):
             axpy(y[i], tile[i], g, width)
         for i in range(n):
-            w[i] += weigh(g, tile[i, 1:], width)
+            w[i] += dot(g, tile[i, 1:], width)
 
 
 @jit

@@ -303,15 +303,17 @@ def combine(rows: np.ndarray | Blocks, coefficients: np.ndarray, *, products: bo
 
 
 @_quiet
-def lift(X: np.ndarray, coefficients: np.ndarray, *, products: bool = True) -> np.ndarray:
-    """States from coefficients (B, k, q): (k, B, n) in X's dtype, 64-byte aligned.
+def lift(X: np.ndarray | Blocks, coefficients: np.ndarray, *, products: bool = True) -> np.ndarray:
+    """States from coefficients (B, k, q): (k, B, n) in the dtype of the snapshots X, or their `Blocks`, aligned.
 
     Tall blocks: Fp times the coefficients, see `combine`. Wide blocks: the coefficients are the states.
     """
-    n, m = X.shape[-1], len(X) - 1
+    source = X if isinstance(X, Blocks) else blocks_of(X)
+    n, m = source.n, source.columns - 1
     if n > m:
-        return combine(X[1:], coefficients, products=products)
-    out = aligned_empty((coefficients.shape[1], coefficients.shape[0], n), X.dtype)
+        after = source._replace(offsets=source.offsets + source.time_stride, columns=m)
+        return combine(after, coefficients, products=products)
+    out = aligned_empty((coefficients.shape[1], coefficients.shape[0], n), source.dtype)
     out[:] = coefficients.transpose(1, 0, 2)
     return out
 
@@ -350,10 +352,7 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
     kind, value, digits = _rule(cutoff, source.dtype)
     bounds = resolution(n, m, source.dtype)
     if how.engine == "library" and steps > 1:
-        factors = fit(X, cutoff)
-        out[:] = lift(X, evolve(factors, np.array([steps])))[0]
-        out[factors.route == NON_FINITE] = np.nan
-        return out, factors.route
+        return _follow(source, fit(X, cutoff), steps)
     if how.engine == "library":
 
         def step(b: int) -> int:
@@ -388,14 +387,18 @@ def _predict_exactly(source: Blocks, steps: int, cutoff: tuple[str, float]) -> t
             svd.predict_exact, B, B * (4 * n * m * order + 16 * order**3), *source[:5], m, steps, kind, value, digits,
             tuple(resolution(n, m, source.dtype)), states, routes,
         )  # fmt: skip
-    for b in np.flatnonzero(routes == UNRESOLVED):
-        one = source.only(np.array([b]))
-        factors = _by_lapack(one, cutoff)
-        coefficients = evolve(factors, np.array([steps]))
-        after = one._replace(offsets=one.offsets + source.time_stride, columns=m)
-        states[b] = combine(after, coefficients)[0, 0] if n > m else coefficients[0, 0]
-        routes[b] = factors.route[0]
+    rest = np.flatnonzero(routes == UNRESOLVED)
+    if len(rest):
+        left = source.only(rest)
+        states[rest], routes[rest] = _follow(left, _by_lapack(left, cutoff), steps)
     return states, routes
+
+
+def _follow(source: Blocks, factors: Factors, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """`predict` for steps >= 1 by the blocks' reduced operators."""
+    states = lift(source, evolve(factors, np.array([steps])))[0]
+    states[factors.route == NON_FINITE] = np.nan
+    return states, factors.route
 
 
 @_quiet

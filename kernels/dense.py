@@ -15,6 +15,7 @@ from .simd import LANES, add, lanes, rotate, scale, subtract2, subtract2_and_sum
 
 EPS = 2.0**-52
 QL_ITERATIONS = 60  # per eigenvalue; fewer than 2 are usual
+ROTATIONS = 3  # room for them, per n^2: it takes 0.5 to 1.4; a block that needs more goes to the SVD
 NEGLIGIBLE = 1e-20  # of a matrix's norm: far below eps, and its square far above underflow
 
 
@@ -32,6 +33,13 @@ def axpy(scale, a, b, n):
     """b += scale a over i < n."""
     for i in range(n):
         b[i] += scale * a[i]
+
+
+@jit
+def swap(a, b, n):
+    """Exchange a[i] and b[i] over i < n."""
+    for i in range(n):
+        a[i], b[i] = b[i], a[i]
 
 
 @jit
@@ -280,8 +288,7 @@ def eigh(A, n, d, Z, work):
         top = i + np.argmax(d[i:n])
         if top != i:
             d[i], d[top] = d[top], d[i]
-            for k in range(n):
-                Z[i, k], Z[top, k] = Z[top, k], Z[i, k]
+            swap(Z[i], Z[top], n)
     return True
 
 

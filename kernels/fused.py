@@ -21,7 +21,7 @@ from .algebra import (
     reduce_snapshots,
     reduce_weights,
     trace,
-    triage,
+    triage_block,
     truncated_solve,
 )
 from .blocks import (
@@ -35,13 +35,12 @@ from .blocks import (
     tile_width,
     whole_width,
 )
-from .dense import QL_ITERATIONS, axpy, cholesky, dot, matvec, solve_upper
+from .dense import QL_ITERATIONS, ROTATIONS, axpy, cholesky, dot, matvec, solve_upper
 from .jit import jit, jit_sums
 from .plan import CHOLESKY, CONSTANT, EIGEN, NON_FINITE, SVD
 from .simd import tile_of
 
 SCALARS = 2048  # blocks of one weight that are taken side by side
-ROTATIONS = 3  # room for them, per n^2: QL takes less than one; a block that needs more goes to the SVD
 
 
 @jit
@@ -61,7 +60,7 @@ def predict_tall(
         ahead = offsets[b + 1] if b + 1 < last else -1
         gram_snapshots(flat, begin, time_stride, stride, n, m + 1, ahead, tile, S)
         size = trace(S, m)
-        status[b] = triage(size, S[m, m], flat, begin, time_stride, stride, n, m + 1)
+        status[b] = triage_block(size, S[m, m], flat, begin, time_stride, stride, n, m + 1)
         c[:] = 0.0
         if status[b] != EIGEN:
             c[:] = np.nan if status[b] == NON_FINITE else 0.0
@@ -121,7 +120,7 @@ def predict_wide(
         for i in range(n):
             w[i] = flat[final + i * stride]
         size = trace(C, n)
-        status[b] = triage(size, dot(w, w, n), flat, begin, time_stride, stride, n, m + 1)
+        status[b] = triage_block(size, dot(w, w, n), flat, begin, time_stride, stride, n, m + 1)
         if status[b] != EIGEN:
             w[:] = np.nan if status[b] == NON_FINITE else 0.0
         elif keeps_rank_one(kind, value) and is_constant(flat, begin, time_stride, stride, n, m + 1):
@@ -217,7 +216,7 @@ def predict_scalars(first, last, flat, offsets, time_stride, beside, m, steps, o
         for i in range(count):
             b, start = begin + i, offsets[begin + i]
             x = np.float64(flat[start + m * time_stride])
-            status[b] = triage(squares[i], x * x, flat, start, time_stride, 1, 1, m + 1)
+            status[b] = triage_block(squares[i], x * x, flat, start, time_stride, 1, 1, m + 1)
             if status[b] == SVD:
                 continue
             if status[b] != EIGEN:
@@ -253,7 +252,7 @@ def pinv_range(
             gram_snapshots(flat, begin, time_stride, stride, n, m, ahead, tile, S)
             lines, line_stride, inner = n, stride, time_stride
         size = trace(S, order)
-        status[b] = triage(size, 0.0, flat, begin, time_stride, stride, n, m)
+        status[b] = triage_block(size, 0.0, flat, begin, time_stride, stride, n, m)
         rank, unscale = 0, 0.0
         if status[b] == EIGEN:
             scale = normalize(S, order, order, size)

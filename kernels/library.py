@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
-from .algebra import reduced_solve
+from .algebra import reduced_solve, triage
 from .cutoffs import KINDS, RELATIVE, SPACING, limit, resolved, select
-from .dense import QL_ITERATIONS
+from .dense import QL_ITERATIONS, ROTATIONS
 from .plan import EIGEN, NON_FINITE, SVD, ZERO, Resolution
 from .subspace import LEAST_ORDER, leading_eigh
 
@@ -99,15 +99,6 @@ def truncated_eigh(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
     return EIGEN if clear else SVD, squares[:rank], V[:, :rank], rank, threshold, bool(edge)
 
 
-def triage(size: float, last2: float) -> int:
-    """EIGEN if a Gram matrix of this trace is usable beside |x_last|^2; ZERO, NON_FINITE, or SVD, which scales."""
-    if not math.isfinite(size + last2):
-        return NON_FINITE
-    if 1e-140 < size < 1e140 and last2 < 1e140:
-        return EIGEN
-    return SVD if size > 0.0 else ZERO
-
-
 def reduce_snapshots(S: np.ndarray, cutoff, digits: int, bounds: Resolution) -> Reduced:
     """A tall block's operator from X^T X; status SVD where the matrix cannot resolve the cutoff."""
     m = len(S) - 1
@@ -188,7 +179,7 @@ def truncated_solve(G: np.ndarray, x: np.ndarray, cutoff, digits: int, bounds: R
     spectrum = np.empty((2, order))
     spectrum[0], off = d[::-1], np.append(e[::-1], 0.0)
     y = np.array(x, np.float64)
-    room = np.empty((2, order * order)), np.empty((QL_ITERATIONS * order, 3), np.int64)
+    room = np.empty((2, ROTATIONS * order * order)), np.empty((QL_ITERATIONS * order, 3), np.int64)
     status = reduced_solve(
         A, order, y, np.append(beta, 0.0), off, KINDS[cutoff[0]], float(cutoff[1]), digits, scale, tuple(bounds),
         np.empty(order), spectrum, *room,

@@ -10,6 +10,10 @@ import numpy as np
 # The largest min(n, m) that the Numba eigensolver takes; LAPACK is faster beyond (measured crossover).
 KERNEL_ORDER = 96
 
+# A Gram matrix is used as it is if its trace, a sum of squares, lies between these: products of two such sums must
+# neither overflow nor become denormal. Blocks beyond are scaled by a power of two first, on the SVD's route.
+LEAST_TRACE, MOST_TRACE = 1e-140, 1e140
+
 # How a block was answered; `KoopmanOperator.route` holds these words, the kernels their indices.
 ROUTES = ("zero", "constant", "cholesky", "eigen", "svd", "non-finite", "unresolved", "qr")
 ZERO, CONSTANT, CHOLESKY, EIGEN, SVD, NON_FINITE, UNRESOLVED, QR = range(len(ROUTES))

@@ -15,7 +15,7 @@ import numpy as np
 from .algebra import advance, advance_companion
 from .blocks import apply_snapshots, is_finite, load
 from .cutoffs import RELATIVE, SPACING, limit, select
-from .dense import EPS, NEGLIGIBLE, axpy, dot, dot4, matvec
+from .dense import EPS, NEGLIGIBLE, axpy, dot, dot4, matvec, swap
 from .jit import jit
 from .plan import NON_FINITE, QR, SVD, UNRESOLVED, ZERO
 from .simd import LANES, add, inner, lanes, rotate, scale, tile_of
@@ -40,9 +40,7 @@ def triangularize(V, rows, extra, length, order, left, v):
         if longest != k:
             order[k], order[longest] = order[longest], order[k]
             left[k], left[longest] = left[longest], left[k]
-            rotate(0, end, 0.0, 1.0, V[longest], V[k])  # swaps them, and turns the sign of the one that goes down
-            for i in range(end):
-                V[longest, i] = -V[longest, i]
+            swap(V[longest], V[k], end)
         first = k // LANES * LANES
         head, size = V[k, k], length - k - 1
         tail = dot(V[k, k + 1 :], V[k, k + 1 :], size)
@@ -88,7 +86,7 @@ def orthogonalize(A, n, width, squares):
             large = p + np.argmax(squares[p:n])  # the larger first: de Rijk 1989
             if large != p:
                 squares[p], squares[large] = squares[large], squares[p]
-                rotate(0, end, 0.0, 1.0, A[large], A[p])
+                swap(A[large], A[p], end)
             for q in range(p + 1, n):
                 product = inner(part, A[p], A[q])
                 a, b = squares[p], squares[q]
@@ -152,9 +150,11 @@ def inverse_norm2(L, n, W):
 
 @jit
 def full_rank(L, n, kind, value, digits, size, resolution, W):
-    """Prove that every singular value of the lower triangle L counts; a tenth is kept for rounding.
+    """Prove that every singular value of the lower triangle L counts: they exceed the cutoff by the SVD's resolution.
 
-    The smallest is at least 1 / ||L^-1||_F and the largest at most ||L||_F.
+    The largest is at most ||L||_F, the smallest at least (1 - rho) / ||W||_F for any W with ||L W - I||_F <= rho < 1,
+    and forward substitution leaves rho <= (n + 1) eps / 2 ||L||_F ||W||_F (Higham 2002, theorem 8.5, and a rounding for
+    the reciprocal of the pivot); (n + 2) eps covers the norms' own rounding as well, as their product is at least n.
     """
     if kind != RELATIVE and kind != SPACING:
         return False
@@ -164,8 +164,8 @@ def full_rank(L, n, kind, value, digits, size, resolution, W):
             return False
         largest += dot(L[i], L[i], i + 1)
     largest = math.sqrt(largest)
-    needed = limit(largest, kind, value, digits, size) + resolution[1] * largest
-    return 0.81 > needed * needed * inverse_norm2(L, n, W)
+    needed = limit(largest, kind, value, digits, size) + (resolution[1] + (n + 2) * EPS) * largest
+    return needed * math.sqrt(inverse_norm2(L, n, W)) < 1.0
 
 
 @jit

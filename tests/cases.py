@@ -115,7 +115,8 @@ def error_bound(X, steps, cutoff, expected):
 
     Rounding the result: eps(dtype) ||ref||. Applying F^+: a Gram matrix errs by eps64 s1^2 (the reference's
     own SVD by eps64 s1), which turns the singular vectors that count by eps64 s1^2 / (s_r^2 - s_(r+1)^2), so
-    every step errs by that times ||Fp|| ||x|| / s_r; K then carries it along, hence the sum over powers.
+    every step errs by that times ||Fp|| ||x|| / s_r; K then carries it along, hence the sum over powers. Products
+    with x_last err by its own length, however little of it F spans.
     """
     rounding = 4.0 * float(np.finfo(X.dtype).eps) * np.linalg.norm(expected)
     if steps == 0:
@@ -132,7 +133,25 @@ def error_bound(X, steps, cutoff, expected):
     after = np.linalg.norm(np.asarray(X[:, 1:], np.float64))
     # beyond sqrt(1 / eps64) the Gram route must have handed over to the SVD, whose turn is s1 / gap
     turn = min(turn, 64.0 * s[0] / (s[-1] - dropped)) if turn > 1e10 else turn
-    return rounding + 64.0 * EPS64 * turn * growth * after / s[-1] * np.linalg.norm(U.T @ X[:, -1].astype(float))
+    last = X[:, -1].astype(np.float64)
+    carried = 64.0 * turn * np.linalg.norm(U.T @ last) + 4.0 * np.linalg.norm(last)
+    return rounding + EPS64 * growth * after / s[-1] * carried
+
+
+def sensitivity(X, steps, cutoff, noise):
+    """How far snapshots that move by `noise`, relative to F's largest singular value, move the reference's answer.
+
+    A backward stable answer is the exact one of such snapshots: noise = resolution(...).svd on the routes of the data
+    itself, and resolution(...).gram s1 / s_r by a Gram matrix, which errs by gram s1^2 and so by that in F.
+    """
+    X = np.asarray(X, np.float64)
+    expected, size = reference.predict(X, steps, cutoff), noise * np.linalg.norm(X[:, :-1], 2)
+    rng, moved = np.random.default_rng(0), 0.0
+    for _ in range(8):
+        N = rng.normal(size=X.shape)
+        there = reference.predict(X + size / np.linalg.norm(N, 2) * N, steps, cutoff)
+        moved = max(moved, np.linalg.norm(there - expected))
+    return moved
 
 
 def assert_states(got, X, steps, cutoff, label=""):

@@ -14,6 +14,7 @@ nn = torch.nn
 
 import cases  # noqa: E402
 from fastkoop.kernels import reference  # noqa: E402
+from fastkoop.kernels.plan import resolution  # noqa: E402
 
 from fastkoop import cutoff as rules  # noqa: E402
 from fastkoop.torch_adapter import KoopmanPhase  # noqa: E402
@@ -553,9 +554,14 @@ def test_storage_dtype(dtype, storage):
     else:  # fitted in float64, rounded to float32 once
         for place in blocks(mlp_rows(model), "node", None):
             X = np.stack(trail, axis=1)[place]
-            ref = reference.predict(X, 2, rules.resolve("array_api", len(X), 5, X.dtype))
-            # both sides err by eps64 times the condition of these blocks, 1e8; fitted in float32 they would by 1e-2
-            assert flat(model)[place] == pytest.approx(ref, rel=2**-23, abs=1e-7)
+            rule = rules.resolve("array_api", len(X), 5, X.dtype)
+            ref = reference.predict(X, 2, rule)
+            # the contract's share of the displacement; and of two blocks, s1 / s_r = 1e7 and more, the reference
+            # itself is no better known than to what float64's resolution of the snapshots moves it
+            allowed = 1e-9 * np.linalg.norm(ref - X[:, -1])
+            allowed += cases.sensitivity(X, 2, rule, resolution(len(X), 5, X.dtype).svd)
+            rounding = 2.0**-24 * np.linalg.norm(ref)
+            assert np.linalg.norm(flat(model)[place] - ref) <= allowed + rounding * (1 + 2**-20), place
 
 
 def _conv(channels_last=False):

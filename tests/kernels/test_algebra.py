@@ -5,7 +5,8 @@ import pytest
 from cases import EPS64, tile, with_singular_values
 from fastkoop.kernels import algebra
 from fastkoop.kernels.cutoffs import KINDS
-from fastkoop.kernels.plan import EIGEN, SVD, resolution
+from fastkoop.kernels.dense import QL_ITERATIONS, ROTATIONS
+from fastkoop.kernels.plan import EIGEN, LEAST_TRACE, MOST_TRACE, NON_FINITE, SVD, ZERO, resolution
 from fastkoop.kernels.simd import tile_of
 
 BOUNDS = resolution(200, 24, np.float32)
@@ -59,10 +60,27 @@ def test_no_certificate_without_a_largest_value(rng):
     assert not certified(np.ones((6, 6)), 1e-3)
 
 
+@pytest.mark.parametrize(
+    ("size", "last", "expected"),
+    [(1.0, 0.0, EIGEN), (2 * LEAST_TRACE, 0.5 * MOST_TRACE, EIGEN), (0.5 * LEAST_TRACE, 0.0, SVD), (0.0, 1.0, ZERO),
+     (2 * MOST_TRACE, 1.0, SVD), (1.0, 2 * MOST_TRACE, SVD), (np.inf, 1.0, NON_FINITE), (1.0, np.nan, NON_FINITE)],
+)  # fmt: skip
+def test_triage_by_sums_of_squares(size, last, expected):
+    assert algebra.triage(size, last) == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1e-200, SVD), (1e200, SVD), (0.0, ZERO), (np.nan, NON_FINITE)])
+def test_triage_by_the_data_where_sums_overflow_or_vanish(value, expected):
+    flat = np.full(6, value)
+    with np.errstate(over="ignore"):
+        size = float(flat @ flat)
+    assert algebra.triage_block(size, size, flat, 0, 3, 1, 3, 2) == expected
+
+
 def truncated_solve(G, g, kind, value):
     m = len(G)
     x, spectrum = g.copy(), np.empty((2, m))
-    rotations, sweeps = np.empty((2, 3 * m * m)), np.empty((60 * m, 3), np.int64)
+    rotations, sweeps = np.empty((2, ROTATIONS * m * m)), np.empty((QL_ITERATIONS * m, 3), np.int64)
     status = algebra.truncated_solve(
         tile(G), m, x, KINDS[kind], value, 24, 1.0, tuple(BOUNDS), tile_of(5, m), spectrum, rotations, sweeps
     )

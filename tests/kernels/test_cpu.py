@@ -48,7 +48,8 @@ def poisoned(monkeypatch):
 def engine(request, monkeypatch):
     """Both engines, whatever the size."""
     plan = sys.modules["fastkoop.kernels.plan"]  # fastkoop.kernels.plan itself is the function
-    monkeypatch.setattr(plan, "KERNEL_ORDER", 1000 if request.param == "kernel" else 0)
+    for module in (plan, cpu):
+        monkeypatch.setattr(module, "KERNEL_ORDER", 1000 if request.param == "kernel" else 0)
     return request.param
 
 
@@ -124,7 +125,7 @@ class TestPredict:
     def test_repeated_squaring_equals_single_steps(self, n, m, rng):
         X = orbit(rng, n, m, batch=(1,), decay=0.99999)
         cutoff = ("relative", 1e-10)
-        for steps in (600, 8_000):
+        for steps in (600, 40_000):
             got, _ = kernels.predict(time_major(X), steps, cutoff)
             assert_states(got, X, steps, cutoff)
 
@@ -150,6 +151,14 @@ class TestPredict:
         assert route.shape == got.shape[:1]
         assert_states(got.reshape(*batch, 9), X, 2, FULL)
 
+    @pytest.mark.parametrize("steps", [0, 1, 3])
+    @pytest.mark.parametrize(("n", "m"), [(1, 6), (6, 1), (1, 1), (120, 100), (100, 120)])
+    def test_no_blocks(self, n, m, steps, dtype):
+        X = np.zeros((m + 1, 2, 0, n), dtype)
+        for cutoff in (FULL, ("rank", 2.0)):
+            got, route = kernels.predict(X, steps, cutoff)
+            assert (got.shape, got.dtype, route.shape) == ((0, n), dtype, (0,))
+
     def test_thousands_of_blocks(self, dtype, rng):
         X = rng.normal(size=(3000, 12, 5)).astype(dtype)
         X[::7] = X[::7, :, :1]  # constant
@@ -171,6 +180,21 @@ class TestPredict:
         assert (factors.rank >= 1).all()
         # the last snapshot is the last column of F, so K x_last is the last snapshot, whatever else is kept
         np.testing.assert_allclose(got, X[..., -1], rtol=0, atol=2e-6)
+
+
+    @pytest.mark.parametrize("steps", [1, 2, 7])
+    @pytest.mark.parametrize(("n", "m"), [(130, 100), (100, 130)])
+    def test_large_blocks_that_need_the_svd_share_one_call(self, n, m, steps, rng, monkeypatch):
+        X = np.stack([orbit(rng, n, m), *(graded(rng, n, m, low=1e-7) for _ in range(3))])
+        X[2, 3, 4] = np.nan
+        calls, by_lapack = [], cpu._by_lapack
+        monkeypatch.setattr(cpu, "_by_lapack", lambda source, cutoff: calls.append(1) or by_lapack(source, cutoff))
+        got, route = kernels.predict(time_major(X), steps, ("relative", 1e-9))
+        assert len(calls) == 1
+        assert words(route)[1:] == ["svd", "non-finite", "svd"]
+        assert np.isnan(got[2]).all()
+        for b in (0, 1, 3):
+            assert_states(got[b : b + 1], X[b : b + 1], steps, ("relative", 1e-9))
 
 
 class TestSameBits:

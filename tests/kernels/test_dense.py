@@ -94,7 +94,8 @@ def test_logged_rotations_are_those_of_the_eigenvectors(n, rng):
         dense.tridiagonalize(reflectors, n, d, e, beta, tile_of(3, n))
         T = np.diag(d) + np.diag(e[:-1], 1) + np.diag(e[:-1], -1)
         x = rng.normal(size=n)
-        y, rotations, sweeps = x.copy(), np.empty((2, 3 * n * n)), np.empty((60 * n, 3), np.int64)
+        y, rotations = x.copy(), np.empty((2, dense.ROTATIONS * n * n))
+        sweeps = np.empty((dense.QL_ITERATIONS * n, 3), np.int64)
         converged, swept = dense.ql(d, e, n, False, np.empty((0, 0)), y, rotations, sweeps)
         assert converged, name
         np.testing.assert_allclose(np.linalg.norm(y), np.linalg.norm(x), rtol=1e-12, err_msg=name)

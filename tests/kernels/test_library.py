@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import EPS64, assert_states, graded, orbit
+from cases import EPS64, assert_states, graded, orbit, with_singular_values
 from fastkoop.kernels import library, plan, reference
 from fastkoop.kernels.plan import EIGEN, NON_FINITE, SVD, ZERO, resolution
 
@@ -133,6 +133,17 @@ def test_one_step_of_blocks_with_nothing_to_solve(dtype, rng):
             bounds = resolution(n, m, dtype)
             assert library.step_block(snapshots, n <= m, ("relative", 1e-3), 24, bounds, out) == expected
             np.testing.assert_array_equal(out, 0.0 if expected == ZERO else np.nan)
+
+
+@pytest.mark.parametrize("values", [np.linspace(1, 0.1, 120), np.geomspace(1, 0.05, 120)], ids=["evenly", "graded"])
+def test_one_step_takes_more_rotations_than_the_order_squared(values, rng):
+    """As ordinary spectra do, 1.2 order^2: no reason to leave a good block to the full SVD."""
+    F = with_singular_values(rng, 300, 120, values)
+    X = np.c_[F, F[:, 0]]
+    out = np.full(300, np.nan)
+    status = library.step_block(X.T, False, ("relative", 1e-6), 53, resolution(300, 120, np.float64), out)
+    assert status == EIGEN
+    assert_states(out[None], X[None], 1, ("relative", 1e-6))
 
 
 def test_what_one_step_leaves_to_the_svd(rng):

@@ -3,10 +3,11 @@
 import mpmath
 import numpy as np
 import pytest
-from cases import EPS64, dying, tile, with_singular_values
+from cases import EPS64, assert_states, dying, tile, time_major, with_singular_values
 from fastkoop.kernels import cpu, library, simd, svd
+from fastkoop.kernels.cutoffs import ENERGY, MEDIAN, RANK, RELATIVE
 from fastkoop.kernels.layout import blocks_of
-from fastkoop.kernels.plan import NON_FINITE, SVD, UNRESOLVED, ZERO, resolution
+from fastkoop.kernels.plan import NON_FINITE, QR, SVD, UNRESOLVED, ZERO, resolution
 from fastkoop.kernels.simd import tile_of
 
 SHAPES = [(1, 1), (2, 1), (1, 2), (3, 3), (21, 8), (8, 21), (33, 31), (785, 8), (96, 96), (97, 96), (96, 500)]
@@ -95,6 +96,101 @@ def test_rank_two_cascades_into_underflow(n, m, monkeypatch):
         assert found.route[0] == SVD
         assert found.rank[0] <= 2
         assert np.isfinite(found.operator).all()
+
+
+def triangles(rng, n):
+    """Name -> lower triangles whose smallest singular value hides: not on the diagonal, or behind large inverses."""
+    values = np.r_[np.ones(n - 1), 10 ** rng.uniform(-14, -3)]
+    angle = rng.uniform(0.6, 1.4)
+    return {
+        "one small value": np.linalg.qr(with_singular_values(rng, n, n, values))[1].T,
+        "Kahan": np.tril(np.eye(n) * (1 + np.cos(angle)) - np.cos(angle)) * np.sin(angle) ** np.arange(n),
+        "growing": np.eye(n) - rng.uniform(0.2, 1) * np.tril(np.ones((n, n)), -1),
+        "random": np.tril(rng.normal(size=(n, n)), -1) + np.diag(rng.uniform(0.05, 1, n)),
+    }
+
+
+def smallest_value(L):
+    """The smallest singular value of a lower triangle, by its inverse in extended precision."""
+    L = L.astype(np.longdouble)
+    W = np.zeros_like(L)
+    for i in range(len(L)):
+        W[i] = -(L[i, :i] @ W[:i]) / L[i, i]
+        W[i, i] = 1 / L[i, i]
+    scale = np.abs(W).max()
+    return float(1 / (np.linalg.norm((W / scale).astype(np.float64), 2) * scale))
+
+
+def full_rank(L, cutoff, kind=RELATIVE):
+    n = len(L)
+    return svd.full_rank(tile(L), n, kind, cutoff, 53, 1.0, tuple(resolution(n, n, np.float64)), tile_of(n, n))
+
+
+class TestFullRank:
+    @pytest.mark.parametrize("n", [2, 5, 12, 40, 96])
+    def test_what_passes_is_of_full_rank(self, n):
+        """At cutoffs near the smallest value, on either side, and at none."""
+        verdicts = []
+        for seed in range(30):
+            rng = np.random.default_rng(seed)
+            for name, L in triangles(rng, n).items():
+                least, top = smallest_value(L), np.linalg.norm(L, 2)
+                near = least / np.linalg.norm(L) * rng.normal(1, 1e-3)
+                for cutoff in (0.0, near, least / top * 10 ** rng.uniform(-2, 0)):
+                    verdicts.append(full_rank(L, cutoff))
+                    needed = (cutoff + resolution(n, n, np.float64).svd) * top
+                    assert not verdicts[-1] or least > needed, (name, seed, cutoff)
+        assert 0.2 < np.mean(verdicts) < 0.9
+
+    @pytest.mark.parametrize("n", [2, 31, 96])
+    def test_it_leaves_room_for_rounding_in_the_inverse(self, n):
+        """Near (n + 2) eps of the norm forward substitution may miss the smallest value altogether."""
+        room = (n + 2) * EPS64 + resolution(n, n, np.float64).svd
+        for factor in (0.9, 1.1):
+            L = np.eye(n)
+            L[-1, -1] = factor * room * np.sqrt(n - 1)
+            assert full_rank(L, 0.0) == (factor > 1)
+
+    def test_no_proof_without_a_largest_value(self):
+        for kind in (RANK, ENERGY, MEDIAN):
+            assert not full_rank(np.eye(4), 0.5, kind)
+        for bad in (np.nan, 0.0, 1e-320):  # the inverse of the last overflows
+            assert not full_rank(np.diag([1.0, bad]), 0.0)
+
+    @pytest.mark.parametrize(("n", "m"), [(30, 6), (6, 30), (8, 8)])
+    def test_blocks_that_take_the_triangle_are_of_full_rank(self, n, m):
+        """By the exact singular values of the data itself."""
+        taken = 0
+        for seed in range(30):
+            rng = np.random.default_rng(seed)
+            X = snapshots(rng, n, m, np.geomspace(1, 10 ** rng.uniform(-13, -2), min(n, m)))
+            F = X[:-1].T
+            with mpmath.workdps(50):
+                M = mpmath.matrix((F if n <= m else F.T).tolist())
+                exact = [float(mpmath.sqrt(v)) for v in mpmath.eigsy(M * M.T, eigvals_only=True)]
+            ratio = min(exact) / max(exact)
+            for cutoff in (0.0, ratio * 10 ** rng.uniform(-1, 0), ratio * rng.normal(1, 1e-6)):
+                route = cpu._predict_exactly(blocks_of(X[:, None]), 1, ("relative", cutoff))[1][0]
+                assert route in (QR, SVD)
+                assert route == SVD or ratio > cutoff, (seed, cutoff)
+                taken += route == QR
+        assert taken > 30
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+@pytest.mark.parametrize(("n", "m"), [*SHAPES[:-1], (96, 130)])
+def test_triangle_rotations_and_lapack_agree(n, m, steps, rng):
+    """Full rank at the cutoff, so that the triangle suffices; each route answers by itself."""
+    F = with_singular_values(rng, n, m, np.geomspace(1, 1e-6, min(n, m)))
+    X = np.c_[F, F @ rng.normal(size=m) / m][None]
+    source, cutoff = blocks_of(time_major(X)), ("relative", 1e-11)
+    by_triangle, route = cpu._predict_exactly(source, steps, cutoff)
+    assert route == [QR]
+    assert_states(by_triangle, X, steps, cutoff, "triangle")
+    for name, factors in (("rotations", cpu._exactly(source, cutoff)), ("LAPACK", cpu._by_lapack(source, cutoff))):
+        states, route = cpu._follow(source, factors, steps)
+        assert route == [SVD]
+        assert_states(states, X, steps, cutoff, name)
 
 
 def test_nothing_to_say(rng):
