@@ -11,14 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import re
 import subprocess
 import sys
 from statistics import median
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+from bench import readme  # noqa: E402
+
 RESULTS = ROOT / "bench" / "results" / "report"
-MARKERS = ("<!-- report:begin -->", "<!-- report:end -->")
 
 # setting -> options of `fastkoop compare`; three seeds where the report has figures to stand beside
 SETTINGS = {
@@ -103,13 +105,6 @@ def table() -> str:
     return "\n".join(lines + [row(name) for name in SETTINGS if (RESULTS / name / "results.json").exists()])
 
 
-def update(readme: pathlib.Path = ROOT / "README.md") -> None:
-    """Put the table between the README's markers."""
-    begin, end = MARKERS
-    text = readme.read_text()
-    readme.write_text(re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{table()}\n{end}", text, flags=re.DOTALL))
-
-
 def main() -> None:
     """Run settings, or write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,7 +117,7 @@ def main() -> None:
         parser.error(f"unknown setting {unknown[0]}; expected one of {', '.join(SETTINGS)}")
     if options.what == "run":
         run(options.settings or list(SETTINGS), options.data_dir)
-    update()
+    readme.update("report", table())
 
 
 if __name__ == "__main__":

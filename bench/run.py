@@ -24,12 +24,12 @@ from statistics import median
 
 import numpy as np
 
-from fastkoop.experiments.compare import write_json
+from fastkoop.files import write_json
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # at the end: an installed fastkoop stays the one that is measured
 
-from bench import cases, data, measure, roofline  # noqa: E402
+from bench import cases, data, measure, origin, roofline  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "cpu"
 EXPERTS = ("expert", "rank-aware")
@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the cases and write a JSON file of each."""
     options = parse(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    environment, ceiling, known = roofline.environment(), roofline.ceilings(), {}
+    environment, ceiling, known = origin.environment(), roofline.ceilings(), {}
     for case in options.selected:
         began = time.perf_counter()
         try:

@@ -1,7 +1,7 @@
 """Koopman step against optimizer step, at the report's setting on real MNIST: run it, then write the README's table.
 
     python bench/steps.py run --repeat 2    # needs FASTKOOP_DATA_DIR or --data-dir
-    python bench/steps.py table             # rewrites the part of README.md between its markers, if it has them
+    python bench/steps.py table             # rewrites the part of README.md between its markers
 
 Every round is one whole T phase: the optimizers and the Koopman phases move on in turn, a stretch of iterations
 each, so that a machine whose speed drifts treats all alike. Compilation and warm-up are not timed. Ratios are taken
@@ -15,7 +15,6 @@ import copy
 import itertools
 import json
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -28,14 +27,16 @@ import torch
 from torch.nn import functional
 
 from fastkoop.experiments import datasets
-from fastkoop.experiments.compare import write_json
 from fastkoop.experiments.training import Batches, Evaluation, make_model, make_optimizer, train_step
-from fastkoop.machine import describe_machine
+from fastkoop.files import write_json
 from fastkoop.torch_adapter import KoopmanPhase
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+from bench import origin, readme  # noqa: E402
+
 RESULTS = ROOT / "bench" / "results" / "steps"
-MARKERS = ("<!-- steps:begin -->", "<!-- steps:end -->")
 
 # times faster than AdaDelta, eager: a step alone, a step among many, the whole phase of 2 epochs by `every`; and the
 # share of an AdaDelta step that recording may take
@@ -303,13 +304,8 @@ def _record_share(start, partition: str, batches: list) -> float:
 
 def environment() -> dict:
     """The machine, what is installed on it, and the commit."""
-
-    def git(*words: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    machine = describe_machine() | {"torch_threads": torch.get_num_threads()}
-    return {"machine": machine, "commit": git("rev-parse", "HEAD"), "uncommitted": bool(git("status", "--porcelain"))}
+    commit = origin.commit()
+    return {"machine": origin.machine(), "commit": commit["commit"], "uncommitted": commit["dirty"]}
 
 
 def once(setting: Setting, data_dir: str | None) -> dict:
@@ -440,15 +436,6 @@ def table(path: pathlib.Path = RESULTS / "mnist.json") -> str:
     return "\n".join([*step_rows(results), "", *phase_rows(results, batches)])
 
 
-def update(readme: pathlib.Path = ROOT / "README.md", path: pathlib.Path = RESULTS / "mnist.json") -> None:
-    """Put the table between the README's markers, if it has them; print it in any case."""
-    made, (begin, end) = table(path), MARKERS
-    print(made)
-    text = readme.read_text()
-    if begin in text and end in text:
-        readme.write_text(re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{made}\n{end}", text, flags=re.DOTALL))
-
-
 def main() -> None:
     """Run the benchmark, or write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -467,7 +454,8 @@ def main() -> None:
     if options.what == "run":
         setting = Setting(rounds=options.rounds, optimizers=tuple(options.optimizers))
         run(setting, options.repeat, options.data_dir)
-    update()
+    print(table())
+    readme.update("steps", table())
 
 
 if __name__ == "__main__":

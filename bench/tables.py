@@ -1,4 +1,4 @@
-"""Write the benchmark's tables into README.md, between its markers, from the JSON that run.py wrote.
+"""Write the benchmark's tables into README.md from the JSON of run.py, and what bounds.py says of the profile.
 
     python bench/tables.py                # or: python bench/tables.py --results <folder> to print another run's
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import re
 import sys
 from statistics import median
 
@@ -19,10 +18,10 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
+from bench import bounds, readme  # noqa: E402
 from bench.cases import CASES  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "cpu"
-MARKERS = ("<!-- bench:begin -->", "<!-- bench:end -->")
 REACHED, MISSED = "✓", "✗"
 
 
@@ -170,7 +169,7 @@ def asides(results: dict[str, dict]) -> str:
             f"{name} {one['empty_cache']['first_call_seconds']:.1f} s, {one['warm_cache']['first_call_seconds']:.2f} s"
             for name, one in starts.items()
         )
-        said.append(f"First call of a process, kernels to be compiled and cached: {each}.")
+        said.append(f"First call of a process, with kernels to compile, and with them in the cache: {each}.")
     memories = [
         f"{name} " + ", ".join(f"{who} {one['increment_bytes'] / 1e6:.0f} MB" for who, one in result["memory"].items())
         for name, result in results.items()
@@ -202,22 +201,14 @@ def tables(results: dict[str, dict] | None = None) -> str:
     return "\n\n".join(part for part in (main_table(results), curves(results), asides(results)) if part)
 
 
-def update(readme: pathlib.Path = ROOT / "README.md") -> None:
-    """Put the tables between the README's markers."""
-    begin, end = MARKERS
-    text = readme.read_text()
-    if begin not in text or end not in text:
-        raise SystemExit(f"{readme.name}: expected the lines {begin} and {end} where the tables belong; put them in")
-    readme.write_text(re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{tables()}\n{end}", text, flags=re.DOTALL))
-
-
 def main() -> None:
     """Write the README's tables, or print those of another folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=pathlib.Path, help="print the tables of this folder instead")
     options = parser.parse_args()
     if options.results is None:
-        update()
+        readme.update("bench", tables())
+        bounds.update()
     else:
         print(tables(load(options.results)))
 

@@ -155,7 +155,7 @@ def _progress():
     with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=5) as bar:
         import time
 
-        task, shown = bar.add_task("loading"), 0.0
+        task, shown = bar.add_task("loading, on the first run compiling"), 0.0
 
         def tick(what: str, at: int, of: int) -> None:
             nonlocal shown
@@ -177,7 +177,7 @@ def profile(
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     rounds: Annotated[int, typer.Option(help="Time each kernel this many times, if the seconds last.")] = 9,
-    seconds: Annotated[float, typer.Option(help="Time for all kernels; ceilings and compiling come on top.")] = 30.0,
+    seconds: Annotated[float, typer.Option(help="Time for all kernels; ceilings and compiling come on top.")] = 40.0,
     device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
     out: Annotated[str, typer.Option(help="Folder for profile.json and roofline.png.")] = "fastkoop-profile",
 ) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
-import os
-import pathlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,24 +11,28 @@ from typing import NamedTuple
 
 import numba.core.event
 import numpy as np
+import scipy.linalg
 
 from . import checks
 from . import cutoff as rules
 from .arrays import read
-from .backends import ROUTES, backend_for, get_num_threads
-from .kernels import plan
+from .backends import ROUTES, backend_for, each_large_block, get_num_threads, plan, resolution
+from .files import plain, prepare_out, write, write_json
 from .machine import describe_machine
-from .throughput import COSTS, Ceilings, Cost, Timing, cache_bytes, free_memory, measure, measure_ceilings
+from .throughput import COSTS, PARTS, Ceilings, Cost, Timing, cache_bytes, free_memory, measure, measure_ceilings
 
-# A node of the report's first layer over 8, 32 and 64 steps and over two epochs; a hidden node; a single weight.
-SIZES = ((785, 8), (785, 32), (785, 64), (21, 1875), (1, 1875), (785, 1875))
+# A node of the report's first layer over 8, 32 and 64 steps; a hidden node over 32 steps and over two epochs; a
+# single weight, a node and the whole of the first layer over two epochs.
+SIZES = ((785, 8), (785, 32), (785, 64), (21, 32), (21, 1875), (1, 1875), (785, 1875), (15700, 1875))
 LAST_VALUE = {"full": 1e-2, "truncated": 1e-7}  # singular values run from 1 to this
+UNRESOLVED = 1.5  # times the cutoff: where the smallest one counts, but may be too small for a Gram matrix
+LONG_FLOPS = 1e10  # blocks that take about a second a call
 BATCH_BYTES = 64 << 20  # of snapshots in a batch
 DISTINCT = 64  # blocks made; a batch repeats them
 MOST_BLOCKS = 1 << 18  # for kernels that take next to nothing a block
 MADE_BYTES = 32 << 20  # of float64 while they are made
 ONE = np.array([1])
-FLOAT64_KERNELS = ("solve", "evolve", "advance")  # whatever the data: a Gram matrix and Factors are float64
+FLOAT64_KERNELS = ("solve", "evolve", "advance", *PARTS)  # whatever the data: a Gram matrix and Factors are float64
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Config:
     blocks: int | None = None
     dtype: str = "float32"
     rounds: int = 9
-    seconds: float = 30.0
+    seconds: float = 40.0
     device: str = "cpu"
     out: str = "fastkoop-profile"
 
@@ -77,7 +78,8 @@ class Config:
 
     def described(self) -> dict:
         """The config of profile.json."""
-        config = {**asdict(self), "steps": 1, "last_singular_value": LAST_VALUE}
+        last = {**LAST_VALUE, "unresolved": f"{UNRESOLVED} times the cutoff"}
+        config = {**asdict(self), "steps": 1, "last_singular_value": last}
         del config["out"]
         return config
 
@@ -103,7 +105,7 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
 def _memory(n: int, m: int, blocks: int, dtype: str) -> float:
     """Bytes that profiling this size takes, about: data, result, Gram matrices and Factors, blocks in the making."""
     q, data = min(n, m), n * (m + 2)
-    made = 3 * 8 * data * _distinct(n, m, blocks)
+    made = 3 * 8 * data * _distinct(n, m, blocks) / _stacked(n, m)
     return blocks * (3.0 * data * np.dtype(dtype).itemsize + 8.0 * 8 * q * q) + made + 6 * BATCH_BYTES
 
 
@@ -111,12 +113,20 @@ def _distinct(n: int, m: int, blocks: int) -> int:
     return min(blocks, DISTINCT, max(1, MADE_BYTES // (8 * n * (m + 1))))
 
 
+def _stacked(n: int, m: int) -> int:
+    """How many times the long side of a block repeats itself: a large one takes too long to make otherwise."""
+    short, long = sorted((n, m))
+    return max(1, min(8 * long * short // MADE_BYTES, long // short))
+
+
 def snapshots(n: int, m: int, blocks: int, dtype, last: float, seed: int = 0) -> np.ndarray:
     """Random snapshots (m+1, blocks, n), as recorded, whose F has singular values from 1 to `last`, geometric."""
     rng, made = np.random.default_rng(seed), _distinct(n, m, blocks)
     short, long = sorted((n, m))
-    F = _orthonormal(rng, made, long, short) * np.geomspace(1.0, last, short)
-    F = F @ _orthonormal(rng, made, short, short)
+    times = _stacked(n, m)
+    F = _orthonormal(rng, made, long // times, short) * (np.geomspace(1.0, last, short) / math.sqrt(times))
+    F = np.tile(F @ _orthonormal(rng, made, short, short), (1, times, 1))
+    F = np.pad(F, ((0, 0), (0, long - F.shape[1]), (0, 0)))
     if n <= m:
         F = F.swapaxes(1, 2)
     X = np.empty((m + 1, made, n), dtype)
@@ -179,15 +189,34 @@ class Problem:
             "pinv": lambda: kernels.pinv(self.X[:-1], self.cutoff),
         }
 
+    @functools.cached_property
+    def parts(self) -> dict[str, Callable[[], object]]:
+        """What `predict` of large blocks leaves to BLAS and LAPACK: a product of float64 data, its tridiagonal form."""
+        lines = [np.asarray(self.X[:-1, b], np.float64) for b in range(self.blocks)]
+        if self.n > self.m:
+            lines = [A.T for A in lines]
+        G, order = [np.asfortranarray(A.T @ A) for A in lines], min(self.n, self.m)
+        room = int(scipy.linalg.lapack.dsytrd_lwork(order, lower=1)[0])
+
+        def tridiagonal(b: int):
+            return scipy.linalg.lapack.dsytrd(G[b], lower=1, lwork=room)
+
+        return {
+            "product": lambda: each_large_block(lambda b: lines[b].T @ lines[b], self.blocks, order),
+            "tridiagonal": lambda: each_large_block(tridiagonal, self.blocks, order),
+        }
+
     def batch(self, kernel: str) -> int:
         """Blocks in one call of a kernel."""
         if kernel == "solve":
             return len(self.grams)
-        return len(self.factors.rank) if kernel in FLOAT64_KERNELS else self.blocks
+        return len(self.factors.rank) if kernel in ("evolve", "advance") else self.blocks
 
     @property
     def rank(self) -> int:
-        """The median rank of the blocks."""
+        """The median rank of the blocks; of those that take about a second a call all singular values count."""
+        if plan(1, self.n, self.m, self.X.dtype).flops > LONG_FLOPS:
+            return min(self.n, self.m)
         return int(np.median(self.factors.rank))
 
 
@@ -226,19 +255,37 @@ def tasks(config: Config) -> list[Task]:
     """The rows of a profile, those on the same data next to each other.
 
     Full-rank and truncated blocks cost differently where they are solved, in solve and predict; one singular value
-    cannot be truncated. Wide blocks need no lift: their coefficients are the states.
+    cannot be truncated. Wide blocks need no lift: their coefficients are the states. Small blocks may have singular
+    values that count and that no Gram matrix resolves. Large ones leave parts to BLAS and LAPACK, of which those
+    that take about a second a call are only predicted.
     """
     rows = []
     for n, m in config.sizes:
-        rows += [Task(n, m, "full", kernel) for kernel in COSTS if n > m or kernel != "lift"]
-        rows += [Task(n, m, "truncated", kernel) for kernel in ("solve", "predict") if min(n, m) > 1]
+        how = plan(1, n, m, config.dtype)
+        long, parts = how.flops > LONG_FLOPS, PARTS if how.engine == "library" else ()
+        kernels = ("predict",) if long else [kernel for kernel in COSTS if n > m or kernel != "lift"]
+        rows += [Task(n, m, "full", kernel) for kernel in (*kernels, *parts)]
+        if min(n, m) > 1 and not long:
+            rows += [Task(n, m, "truncated", kernel) for kernel in ("solve", "predict")]
+            if how.engine == "kernel" and _last_value(n, m, "unresolved") ** 2 < resolution(n, m, config.dtype).least:
+                rows.append(Task(n, m, "unresolved", "predict"))
     return rows
+
+
+def _rule(n: int, m: int) -> tuple[str, float]:
+    """One cutoff for both dtypes: float64's own would truncate nothing of 1e-7."""
+    return rules.resolve("array_api", n, m, np.float32)
+
+
+def _last_value(n: int, m: int, data: str) -> float:
+    """The smallest singular value of such data, beside a largest of 1."""
+    return UNRESOLVED * _rule(n, m)[1] if data == "unresolved" else LAST_VALUE[data]
 
 
 def rows(config: Config, tick: Callable[[str, int, int], None]) -> Iterator[dict]:
     """Measure the kernels, a row of profile.json each but for its share, in about `config.seconds`.
 
-    On a machine too slow for that every row still gets a round.
+    On a machine too slow for that every row still gets a round, and the parts of large blocks three.
     """
     end = time.monotonic() + config.seconds
     least, todo = (4 * cache_bytes()["L2"] * get_num_threads(), BATCH_BYTES), tasks(config)
@@ -247,14 +294,13 @@ def rows(config: Config, tick: Callable[[str, int, int], None]) -> Iterator[dict
         tick(f"{task.n}x{task.m} {task.kernel}, {task.data}", done, len(todo))
         if made != task[:3]:
             problem, made = None, task[:3]  # the old batch goes before the new one comes
-            # one rule for both dtypes: float64's own would truncate nothing of 1e-7
-            rule = rules.resolve("array_api", task.n, task.m, np.float32)
-            blocks = config.batch(task.n, task.m)
-            problem = Problem(snapshots(task.n, task.m, blocks, config.dtype, LAST_VALUE[task.data]), rule, least)
-        call = problem.calls()[task.kernel]
+            X = snapshots(task.n, task.m, config.batch(task.n, task.m), config.dtype, _last_value(*made))
+            problem = Problem(X, _rule(task.n, task.m), least)
+        call = (problem.parts if task.kernel in PARTS else problem.calls())[task.kernel]
         result = call()
         seconds = (end - time.monotonic()) / (len(todo) - done)
-        timing = measure(call, config.rounds, seconds, least=3 if seconds > 0 else 1, warmup=0)
+        least_rounds = 3 if seconds > 0 or task.kernel in PARTS else 1  # a thread's first product is slower
+        timing = measure(call, config.rounds, seconds, least=least_rounds, warmup=0)
         yield row(task, problem, timing, _route(task.kernel, result))
     tick("done", len(todo), len(todo))
 
@@ -268,7 +314,7 @@ def _route(kernel: str, result) -> str | None:
 def row(task: Task, problem: Problem, timing: Timing, route: str | None) -> dict:
     """What one kernel did. Bytes and flops are those of a call, that is of all its blocks."""
     size, blocks, rank = problem.X.dtype.itemsize, problem.batch(task.kernel), problem.rank
-    one = COSTS[task.kernel](task.n, task.m, size, rank)
+    one = {**COSTS, **PARTS}[task.kernel](task.n, task.m, size, rank)
     cost = Cost(blocks * one.bytes, blocks * one.flops)
     return {
         **task._asdict(),
@@ -311,7 +357,7 @@ def profile(config: Config, tick: Callable[[str, int, int], None] = lambda *_: N
     from .roofline import draw  # Matplotlib, which is better missed now than after a minute
 
     config = config.checked()
-    out, total = _folder(config.out), len(tasks(config))
+    out, total = prepare_out(config.out), len(tasks(config))
     tick("first calls", 0, total)
     compiling = first_calls(config.dtype)
     tick("ceilings", 0, total)
@@ -326,30 +372,6 @@ def profile(config: Config, tick: Callable[[str, int, int], None] = lambda *_: N
         "first_calls": compiling,
         "kernels": [{**one, **against(one, config.dtype, ceilings[-1])} for one in measured],
     }
-    _write(out / "profile.json", (json.dumps(results, allow_nan=False) + "\n").encode())
-    _write(out / "roofline.png", draw(results))
-    return results
-
-
-def _folder(out: str) -> pathlib.Path:
-    """The folder `out`, made if need be and known to be writable."""
-    folder = pathlib.Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / f".fastkoop-{os.getpid()}", b"").unlink()
-    except OSError as error:
-        raise checks.InputError(
-            f"out: cannot write into {str(folder)!r} ({error.strerror}); name another folder with --out"
-        ) from None
-    return folder
-
-
-def _write(path: pathlib.Path, contents: bytes) -> pathlib.Path:
-    """Write beside the target, then rename: an interrupted run leaves the old file or none."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(contents)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    write_json(out / "profile.json", results)
+    write(out / "roofline.png", draw(results))
+    return plain(results)

@@ -21,6 +21,8 @@ _STYLES = {
     "lift": ("#E69F00", "D"),
     "predict": ("#009E73", "P"),
     "pinv": ("#56B4E9", "X"),
+    "product": ("#8C8C8C", "p"),
+    "tridiagonal": ("#F0E442", "h"),
 }
 _MARK = 6  # half a marker's width, in pixels
 

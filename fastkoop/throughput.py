@@ -163,6 +163,22 @@ COSTS: dict[str, Callable[[int, int, int, int], Cost]] = {
 }
 
 
+def product_cost(n: int, m: int, size: int, rank: int) -> Cost:
+    """The Gram matrix of the short side q < l of float64 data, one half of it: l q (q+1)."""
+    q, long = min(n, m), max(n, m)
+    return Cost(DOUBLE * (q * long + q * q), long * q * (q + 1))
+
+
+def tridiagonal_cost(n: int, m: int, size: int, rank: int) -> Cost:
+    """A symmetric q x q matrix read, its reflections written, 4/3 q^3."""
+    q = min(n, m)
+    return Cost(2 * DOUBLE * q * q, 4 * q**3 // 3)
+
+
+# What `predict` of a large block leaves to BLAS and LAPACK, and cannot be faster than.
+PARTS: dict[str, Callable[[int, int, int, int], Cost]] = {"product": product_cost, "tridiagonal": tridiagonal_cost}
+
+
 class Ceilings(NamedTuple):
     """What some threads of this machine were measured to do at best."""
 
@@ -185,7 +201,9 @@ class Ceilings(NamedTuple):
 
 
 def measure_ceilings(threads: int, rounds: int = 5, seconds: float = 0.5) -> Ceilings:
-    """Copy bandwidth and matrix rates of this many threads: medians of rounds, of the best library present.
+    """Copy bandwidth and matrix rates of this many threads, of the best library present.
+
+    Lower quartiles of the rounds' times: a ceiling is what the machine does undisturbed, and no single lucky round.
 
     Args:
         threads: that copy, and that BLAS may use.
@@ -201,7 +219,7 @@ def copy_bandwidth(threads: int, size: int, rounds: int = 5, seconds: float = 0.
     parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
     with ThreadPoolExecutor(threads) as pool:  # np.copyto lets go of the GIL
         timing = measure(lambda: list(pool.map(lambda part: np.copyto(*part), parts)), rounds, seconds)
-    return 2 * source.nbytes / timing.median
+    return 2 * source.nbytes / timing.low
 
 
 def matrix_rate(dtype, threads: int, rounds: int = 5, seconds: float = 0.5, order: int = GEMM_ORDER) -> float:
@@ -214,7 +232,7 @@ def matrix_rate(dtype, threads: int, rounds: int = 5, seconds: float = 0.5, orde
         lambda: gemm(1.0, b.T, a.T, c=c.T, overwrite_c=1),
     )
     with threadpool_limits(limits=threads, user_api="blas"):
-        return max(2 * order**3 / measure(product, rounds, seconds).median for product in products)
+        return max(2 * order**3 / measure(product, rounds, seconds).low for product in products)
 
 
 def copy_bytes() -> int:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
-import os
-import pathlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +20,7 @@ from torch import nn
 
 from .. import checks
 from .. import cutoff as rules
+from ..files import prepare_out, write_json
 from ..koopman import fit
 from ..machine import describe_machine, peak_memory
 from ..partition import GRANULARITIES
@@ -33,6 +31,7 @@ from .training import OPTIMIZERS, Batches, Evaluation, make_model, make_optimize
 
 # t1, t2, T in epochs where the caller names none: the report's on MNIST
 EPOCHS = {"mnist": (3, 5, 1), "digits": (10, 30, 20)}
+WARM_UP_SIZES = ((5, 3), (3, 5), (101, 100), (100, 101))  # (n, m): tall and wide, for the kernels and for LAPACK
 
 
 @dataclass(frozen=True)
@@ -132,14 +131,19 @@ class WeightWatch:
         return [float(parameters[i].detach().flatten()[entry]) for i, entry in self._entries]
 
 
-def compile_kernels() -> float:
+def compile_kernels(config: Config) -> float:
     """Make Numba compile (or load) what the comparison calls, so that no step is timed doing it; seconds."""
     began = time.perf_counter()
     random = np.random.default_rng(0)
-    for n, m in ((5, 3), (3, 5)):
-        op = fit(random.normal(size=(2, n, m + 1)).astype(np.float32))
-        op.predict([1, 2])
-        op.walk().step()
+    for n, m in WARM_UP_SIZES:
+        X = random.normal(size=(2, n, m + 1)).astype(np.float32)
+        for refine in (False, True):  # the Gram matrix, and what a block that it cannot resolve takes
+            op = fit(X, cutoff=config.cutoff, stabilize=config.stabilize, refine=refine)
+            walk = op.walk()
+            walk.step()
+            walk.step()  # the first that advances
+            op.predict(2)
+            _ = op.residual, op.spectral_radius
     return time.perf_counter() - began
 
 
@@ -276,42 +280,6 @@ def _assign(model: nn.Module, values: dict[str, torch.Tensor]) -> None:
         parameter.copy_(values[name])
 
 
-def prepare_out(out: str) -> pathlib.Path:
-    """The folder `out`, made if need be and known to be writable."""
-    folder = pathlib.Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".fastkoop-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise checks.InputError(
-            f"out: cannot write into {str(folder)!r} ({error.strerror}); name another folder with --out"
-        ) from None
-    return folder
-
-
-def write_json(path: pathlib.Path, value: dict) -> None:
-    """Write JSON whole or not at all: 7 digits, and null for numbers that are not finite."""
-    text = json.dumps(_plain(value), allow_nan=False)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.7g}") if math.isfinite(value) else None
-    return value
-
-
 def compare(config: Config, tick: Callable[[int, str, int, int], None] = lambda *_: None) -> dict:
     """Run a comparison and write results.json and the figures into `config.out`.
 
@@ -333,7 +301,7 @@ def compare(config: Config, tick: Callable[[int, str, int, int], None] = lambda 
     out = prepare_out(config.out)
     data = datasets.load(config.dataset, config.data_dir, progress=True)
     machine = describe_machine()
-    machine["compile_seconds"] = compile_kernels()
+    machine["compile_seconds"] = compile_kernels(config)
     results = {"config": config.described(), "machine": machine, "runs": [], "complete": False}
     paths = None
     for seed in range(config.seeds):

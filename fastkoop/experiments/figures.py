@@ -9,7 +9,6 @@ is better than it, and the figure says in words where a curve leaves them.
 
 import functools
 import io
-import os
 import pathlib
 import textwrap
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from ..files import write
 
 _WIDTH, _HEIGHT, _DPI = 7.0, 4.2, 120  # inches, inches, dots per inch
 # Okabe and Ito's palette: distinct under the common colour blindnesses.
@@ -396,13 +397,6 @@ def _ticks(ax, view, many):
 
 
 def _save(fig, path):
-    """Write beside the target, then rename: an interrupted run leaves the old file or none."""
     png = io.BytesIO()
     fig.canvas.print_png(png)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(png.getvalue())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return write(path, png.getvalue())

@@ -19,9 +19,7 @@ def report():
 
 
 def test_the_readme_shows_the_committed_results(report):
-    begin, end = report.MARKERS
-    shown = (ROOT / "README.md").read_text().partition(begin)[2].partition(end)[0]
-    assert shown.strip() == report.table()
+    assert report.readme.shown("report") == report.table()
     assert len(report.table().splitlines()) == 2 + len(report.SETTINGS)
 
 

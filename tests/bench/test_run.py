@@ -11,7 +11,7 @@ from fastkoop.kernels import reference
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # bench/ is a namespace package
 
-from bench import cases, measure, peers, run, tables  # noqa: E402
+from bench import cases, measure, peers, readme, run, tables  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +59,7 @@ def test_tables_show_losses_and_missed_figures(results):
 
 
 def test_the_readme_shows_the_committed_results():
-    begin, end = tables.MARKERS
-    text = (ROOT / "README.md").read_text()
-    if begin not in text:
-        pytest.skip("README.md has no place for the tables yet")
-    assert text.partition(begin)[2].partition(end)[0].strip() == tables.tables()
+    assert readme.shown("bench") == tables.tables()
 
 
 def test_every_peer_of_the_table_exists_and_agrees():
@@ -78,8 +74,10 @@ def test_every_peer_of_the_table_exists_and_agrees():
             peer = peers.PEERS[name]
             if "jax" in name or peer.kind == "report" or peer.compiles:
                 continue  # an optional package, and compilers' minutes
-            if name == "torch gelsy":
-                continue  # its answers to wide blocks were seen to differ from call to call; never a denominator
+            if name == "torch gelsy" and n < m:
+                # the same call on the same wide blocks is off by half its largest entry in 11 of 8000 calls (torch
+                # 2.13 on a CPU), by 1e-6 in the others; on the tall ones by 2e-7 in all. It is never a denominator.
+                continue
             for make in peer.variants.values():
                 got = np.asarray(make(problem)(peer.take(X)))
                 assert np.allclose(got, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max()), (name, n, m, steps)

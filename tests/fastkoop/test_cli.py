@@ -39,7 +39,7 @@ def test_profile_prints_ceilings_kernels_and_compile_time(tmp_path, monkeypatch)
     for words in ("gram", "predict, rank", "of roof", "cholesky", "First calls"):
         assert words in done.stdout
     assert max(len(line) for line in done.stdout.splitlines() if line.startswith("  ")) <= 80
-    assert len(json.loads((tmp_path / "profile.json").read_text())["kernels"]) == 9 + 8
+    assert len(json.loads((tmp_path / "profile.json").read_text())["kernels"]) == 10 + 9
     assert (tmp_path / "roofline.png").exists()
 
 

@@ -61,6 +61,10 @@ class TestDirection:
         if room(path) == "kernels":
             assert all(name.startswith("fastkoop.kernels") for name in imports(path) if name.startswith("fastkoop"))
 
+    def test_backends_is_the_only_door_to_kernels(self, path):
+        if room(path) not in ("kernels", "backends", "__init__"):  # the package shows its kernels as they are
+            assert not [name for name in imports(path) if name.startswith("fastkoop.kernels")]
+
     def test_one_way(self, path):
         here = room(path)
         for name in imports(path):

@@ -9,7 +9,7 @@ import pytest
 from fastkoop import profiling
 from fastkoop.checks import InputError
 from fastkoop.profiling import Config, Problem, against, first_calls, parse_sizes, profile, snapshots, tasks
-from fastkoop.throughput import COSTS, Ceilings, copy_bandwidth, matrix_rate
+from fastkoop.throughput import COSTS, PARTS, Ceilings, copy_bandwidth, matrix_rate
 
 SMALL = ((20, 4), (3, 40), (1, 9))
 
@@ -45,7 +45,8 @@ class TestProfile:
         for size in SMALL:
             mine = [(row["kernel"], row["data"]) for row in rows if (row["n"], row["m"]) == size]
             expected = {(kernel, "full") for kernel in COSTS}
-            expected |= {("solve", "truncated"), ("predict", "truncated")} if min(size) > 1 else set()
+            data = {("solve", "truncated"), ("predict", "truncated"), ("predict", "unresolved")}
+            expected |= data if min(size) > 1 else set()
             assert set(mine) == expected - ({("lift", "full")} if size[0] <= size[1] else set())
             assert len(mine) == len(set(mine))
 
@@ -64,7 +65,8 @@ class TestProfile:
     def test_truncated_rows_are_truncated(self, profiled):
         for row in profiled[1]["kernels"]:
             order = min(row["n"], row["m"])
-            assert row["rank"] == order if row["data"] == "full" else 0 < row["rank"] < order
+            assert 0 < row["rank"] < order if row["data"] == "truncated" else row["rank"] == order
+            assert (row["route"] == "qr") == (row["data"] == "unresolved")
 
     def test_ceilings_of_one_thread_and_of_all(self, profiled):
         ceilings = profiled[1]["ceilings"]
@@ -74,7 +76,7 @@ class TestProfile:
     def test_says_where_and_on_what(self, profiled):
         _, results, ticks = profiled
         assert results["machine"]["processor"] and results["machine"]["cache_bytes"]["last"] > 0
-        assert results["config"]["sizes"] == SMALL and "out" not in results["config"]
+        assert results["config"]["sizes"] == [list(size) for size in SMALL] and "out" not in results["config"]
         assert list(results["first_calls"]) == list(COSTS)
         assert ticks[-1][1] == ticks[-1][2] == len(results["kernels"])
 
@@ -129,6 +131,35 @@ def test_snapshots_have_the_singular_values_they_claim(n, m, dtype):
     values = np.linalg.svd(X[:-1].transpose(1, 2, 0).astype(np.float64), compute_uv=False)
     assert np.allclose(values, np.geomspace(1.0, 1e-2, min(n, m)), rtol=1e-3 if dtype == np.float32 else 1e-10)
     assert np.array_equal(X[:, 0], X[:, 64]) and not np.array_equal(X[:, 0], X[:, 1])
+
+
+@pytest.mark.parametrize(("n", "m"), [(101, 7), (7, 101), (60, 7)])
+def test_large_snapshots_repeat_themselves_and_keep_their_singular_values(n, m, monkeypatch):
+    monkeypatch.setattr(profiling, "MADE_BYTES", 1 << 10)
+    X = snapshots(n, m, 1, np.float64, 1e-2)
+    values = np.linalg.svd(X[:-1, 0], compute_uv=False)
+    assert np.allclose(values, np.geomspace(1.0, 1e-2, 7), rtol=1e-10)
+    lines = X[:-1, 0].T if n > m else X[:-1, 0]
+    assert len(np.unique(lines, axis=0)) < len(lines)
+
+
+def test_the_parts_of_large_blocks_are_what_predict_needs():
+    for n, m in ((130, 100), (100, 130)):
+        X = snapshots(n, m, 2, np.float32, 1e-2)
+        parts = Problem(X, ("relative", 1e-6)).parts
+        assert list(parts) == list(PARTS)
+        F = X[:-1].transpose(1, 2, 0).astype(np.float64)
+        G = F.transpose(0, 2, 1) @ F if n > m else F @ F.transpose(0, 2, 1)
+        assert np.allclose(parts["product"](), G, rtol=1e-12, atol=1e-14)
+        for (_, d, e, *_), one in zip(parts["tridiagonal"](), G, strict=True):
+            values = np.linalg.eigvalsh(np.diag(d) + np.diag(e, 1) + np.diag(e, -1))
+            assert np.allclose(values, np.linalg.eigvalsh(one), rtol=1e-10, atol=1e-13)
+
+
+def test_large_blocks_have_parts_and_very_large_ones_only_a_prediction_beside():
+    kernels = [task.kernel for task in tasks(Config(sizes=((785, 1875),)))]
+    assert set(kernels) == {*COSTS, *PARTS} - {"lift"}
+    assert [task.kernel for task in tasks(Config(sizes=((15700, 1875),)))] == ["predict", *PARTS]
 
 
 def test_small_things_are_repeated_until_they_fill_a_cache():

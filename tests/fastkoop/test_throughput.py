@@ -9,6 +9,7 @@ import pytest
 
 from fastkoop.throughput import (
     COSTS,
+    PARTS,
     USUAL_CACHES,
     Ceilings,
     Cost,
@@ -78,18 +79,23 @@ HAND = [
     ("pinv", (5, 3, 4, 3), 30 * 4, 60 + 9 + 90),
     ("pinv", (3, 5, 4, 3), 30 * 4, 60 + 9 + 90),
     ("pinv", (5, 3, 4, 2), 30 * 4, 60 + 36 + 36 + 120),
+    # 15 float64 numbers in, a 3 x 3 matrix out, 6 dot products of length 5; 4/3 of 27
+    ("product", (5, 3, 4, 3), 8 * (15 + 9), 6 * 5 * 2),
+    ("product", (3, 5, 4, 3), 8 * (15 + 9), 6 * 5 * 2),
+    ("tridiagonal", (5, 3, 4, 3), 8 * 18, 36),
 ]
+EVERY = {**COSTS, **PARTS}
 
 
 @pytest.mark.parametrize(("kernel", "problem", "size", "flops"), HAND)
 def test_costs_by_hand(kernel, problem, size, flops):
-    assert COSTS[kernel](*problem) == Cost(size, flops)
+    assert EVERY[kernel](*problem) == Cost(size, flops)
 
 
-@pytest.mark.parametrize("kernel", COSTS)
+@pytest.mark.parametrize("kernel", EVERY)
 @pytest.mark.parametrize(("n", "m"), [(785, 32), (21, 1875), (1, 1875), (7, 7)])
 def test_costs_are_positive_and_grow_with_the_data(kernel, n, m):
-    few, many = (COSTS[kernel](n, m, size, min(n, m)) for size in (4, 8))
+    few, many = (EVERY[kernel](n, m, size, min(n, m)) for size in (4, 8))
     assert 0 < few.bytes <= many.bytes and 0 <= few.flops == many.flops
 
 

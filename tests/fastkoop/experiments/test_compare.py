@@ -4,14 +4,15 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from fastkoop import InputError
-from fastkoop.experiments import compare as module
-from fastkoop.experiments.compare import Config, compare, prepare_out, seconds, write_json
+from fastkoop.experiments.compare import Config, compare, seconds
 from fastkoop.experiments.verdict import rows, words
 
 FIGURES = ("accuracy.png", "loss.png", "time.png", "weights.png")
@@ -45,6 +46,43 @@ def test_results_have_the_contract_s_shape(run_once):
         for key in ("record_seconds", "fit_seconds", "jump_seconds"):
             assert run["koopman"][key] > 0
         assert 0 < run["average"]["test_accuracy"] <= 1
+
+
+COMPILED = """
+import importlib, pkgutil, sys
+from numba.core.dispatcher import Dispatcher
+from fastkoop import kernels
+from fastkoop.experiments import compare
+
+names = [found.name for found in pkgutil.iter_modules(kernels.__path__)]
+modules = [importlib.import_module(f"fastkoop.kernels.{name}") for name in names]
+
+def signatures():
+    found = [(name, one) for module in modules for name, one in vars(module).items() if isinstance(one, Dispatcher)]
+    return {f"{one.__module__}.{name}: {signature}" for name, one in found for signature in one.overloads}
+
+config = compare.Config(**OPTIONS, out=sys.argv[1]).checked()
+compare.compile_kernels(config)
+before = signatures()
+compare.compile_kernels = lambda config: 0.0
+compare.compare(config)
+print(len(before) > 0, sorted(signatures() - before))
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"partition": "layer", "t2": 7, "stabilize": "clip"},  # 138 snapshots: LAPACK
+        {"partition": "weight", "cutoff": "svht", "every": 3},
+    ],
+)
+def test_no_kernel_is_compiled_or_loaded_once_training_has_begun(options, tmp_path):
+    code = COMPILED.replace("OPTIONS", repr({**QUICK, **options}))
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.strip() == "True []"
 
 
 def test_the_figures_are_there_and_nothing_else(run_once):
@@ -172,13 +210,6 @@ def test_bad_options_are_one_clear_error(options, message, tmp_path):
     assert not (tmp_path / "results.json").exists()
 
 
-def test_an_unwritable_out_is_refused_before_training(tmp_path):
-    taken = tmp_path / "file"
-    taken.write_text("")
-    with pytest.raises(InputError, match=r"out: cannot write into .*file.*name another folder with --out"):
-        prepare_out(str(taken / "below"))
-
-
 def test_diverging_weights_are_an_error_that_names_the_layer(tmp_path):
     with pytest.raises(InputError, match=r"layer 0: X: block .* holds a NaN or an infinity"):
         compare(Config(**QUICK, optimizer="sgd", lr=1e30, out=str(tmp_path)))
@@ -193,21 +224,6 @@ def test_an_interrupted_run_keeps_the_seeds_that_are_done(tmp_path):
         compare(Config(**QUICK, seeds=3, out=str(tmp_path)), interrupt)
     stored = json.loads((tmp_path / "results.json").read_text())
     assert [run["seed"] for run in stored["runs"]] == [0] and stored["complete"] is False
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    write_json(path, {"a": [1.0, math.inf, math.nan]})
-    assert json.loads(path.read_text()) == {"a": [1.0, None, None]}
-
-    def fail(*_):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(module.os, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
-        write_json(path, {"b": 2})
-    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
-    assert json.loads(path.read_text()) == {"a": [1.0, None, None]}
 
 
 @pytest.mark.mnist

@@ -324,7 +324,7 @@ def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
         assert source.parent == target.parent
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(figures.os, "replace", interrupt)
+    monkeypatch.setattr("os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         draw(make_results(), None, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["accuracy.png"]

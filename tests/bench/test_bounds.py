@@ -1,0 +1,59 @@
+"""What README.md says of the machine's bounds and of compiling is what the committed profile says."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))  # bench/ is a namespace package
+
+from bench import bounds, readme  # noqa: E402
+from fastkoop.profiling import Config  # noqa: E402
+
+
+@pytest.fixture
+def altered(tmp_path):
+    """A profile with some rows' figures replaced, and first calls that came from the cache."""
+
+    def alter(cached=False, **microseconds):
+        results = json.loads((bounds.RESULTS / "profile" / "profile.json").read_text())
+        for row in results["kernels"]:
+            if (row["n"], row["data"]) == (785, "full") and row["m"] == 1875 and row["kernel"] in microseconds:
+                row["microseconds_per_block"] = microseconds[row["kernel"]]
+        results["first_calls"]["lift"]["compiled"] = not cached
+        path = tmp_path / "profile.json"
+        path.write_text(json.dumps(results))
+        return bounds.Profile(path)
+
+    return alter
+
+
+def test_the_readme_shows_the_committed_profile():
+    assert readme.shown("bounds") == bounds.bounds()
+    assert readme.shown("first-calls") == bounds.first_calls()
+
+
+def test_the_committed_profile_is_of_the_usual_sizes():
+    config = bounds.Profile().results["config"]
+    assert config["sizes"] == [list(size) for size in Config().sizes] and config["dtype"] == Config().dtype
+
+
+def test_the_figures_are_the_profile_s(altered):
+    said = bounds.bounds(altered(predict=44_000.0, product=13_000.0, tridiagonal=22_000.0))
+    assert "C: of 44 ms a block, BLAS's float64 product alone takes 13 and LAPACK's tridiagonal form 22." in said
+
+
+def test_a_profile_that_compiled_nothing_is_refused(altered):
+    with pytest.raises(SystemExit, match="lift came from the cache; profile with an empty NUMBA_CACHE_DIR"):
+        bounds.first_calls(altered(cached=True))
+
+
+def test_a_readme_without_a_place_for_a_part_is_refused(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb\n")
+    readme.update("x", "new", page)
+    assert page.read_text() == "a\n<!-- x:begin -->\nnew\n<!-- x:end -->\nb\n" and readme.shown("x", page) == "new"
+    with pytest.raises(SystemExit, match="expected the lines <!-- y:begin -->"):
+        readme.update("y", "new", page)
