@@ -1,10 +1,11 @@
 """Any framework in, the same kind out, zero copy.
 
-NumPy arrays and PyTorch CPU tensors; a framework is recognised without importing it.
+NumPy and CuPy arrays, PyTorch tensors on the CPU or a CUDA device; a framework is recognised without importing it.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,11 +18,13 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class Array(NamedTuple):
-    """A caller's array as NumPy sees it, and the way back to the caller's kind."""
+    """A caller's array as NumPy or, on a CUDA device, CuPy sees it, and the way back to the caller's kind."""
 
-    data: np.ndarray
+    data: Any
     kind: str
-    wrap: Callable[[np.ndarray], Any]
+    wrap: Callable[[Any], Any]
+    device: int | None = None  # the CUDA device's ordinal; None is the CPU
+    scope: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext  # the caller's stream and memory
 
 
 def read(x, name: str = "X") -> Array:
@@ -31,23 +34,25 @@ def read(x, name: str = "X") -> Array:
         TypeError: another kind, dtype or device, or a tensor that requires grad; names the cure.
     """
     if is_torch_array(x):
-        return Array(_from_torch(x, name), "torch", _to_torch)
+        return _on_cuda(x, name) if x.device.type == "cuda" else Array(_from_torch(x, name), "torch", _to_torch)
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name}: a masked array has no pseudo-inverse; pass {name}.filled(value)")
     if isinstance(x, np.ndarray):
         return Array(_checked(np.asarray(x), name), "numpy", lambda out: out)
-    if is_jax_array(x) or is_cupy_array(x):
+    if is_cupy_array(x):
+        return Array(_checked(x, name), "cupy", lambda out: out, x.device.id, lambda: x.device)
+    if is_jax_array(x):
         raise TypeError(
-            f"{name}: expected a NumPy array or a PyTorch CPU tensor, got {type(x).__module__}."
+            f"{name}: expected a NumPy or CuPy array or a PyTorch tensor, got {type(x).__module__}."
             f"{type(x).__name__}; this version takes no other framework, pass a NumPy array"
         )
     raise TypeError(
-        f"{name}: expected a NumPy array or a PyTorch CPU tensor, got {type(x).__name__}; "
+        f"{name}: expected a NumPy or CuPy array or a PyTorch tensor, got {type(x).__name__}; "
         "pass np.asarray(...) of float32 or float64"
     )
 
 
-def _checked(x: np.ndarray, name: str) -> np.ndarray:
+def _checked(x, name: str):
     if x.dtype not in FLOATS:
         raise TypeError(
             f"{name}: expected float32 or float64 in native byte order, got {x.dtype.str} ({x.dtype}); "
@@ -57,12 +62,17 @@ def _checked(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def _from_torch(x, name: str) -> np.ndarray:
+    """A CPU tensor's memory as NumPy's."""
+    return _detached(x, name).resolve_neg().numpy()
+
+
+def _detached(x, name: str):
+    """The tensor itself, out of autograd's sight."""
     import torch
 
-    if x.device.type != "cpu":
+    if x.device.type not in ("cpu", "cuda"):
         raise TypeError(
-            f"{name}: expected a tensor on the CPU, got one on {x.device}; this version computes on the CPU, "
-            f"pass {name}.cpu()"
+            f"{name}: expected a tensor on the CPU or on a CUDA device, got one on {x.device}; pass {name}.cpu()"
         )
     if x.requires_grad and torch.is_grad_enabled():
         raise TypeError(
@@ -75,7 +85,7 @@ def _from_torch(x, name: str) -> np.ndarray:
         raise TypeError(
             f"{name}: expected float32 or float64, got {x.dtype}; pass {name}.float() or {name}.double()"
         )
-    return x.detach().resolve_neg().numpy()
+    return x.detach()
 
 
 def _to_torch(out: np.ndarray):
@@ -84,13 +94,62 @@ def _to_torch(out: np.ndarray):
     return torch.from_numpy(out)
 
 
+class _Stream:
+    """A PyTorch stream in the protocol by which CuPy takes others' streams."""
+
+    def __init__(self, pointer: int):
+        self.pointer = pointer
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+
+def _on_cuda(x, name: str) -> Array:
+    """A CUDA tensor as CuPy sees the same memory; results are tensors, made on PyTorch's stream from its memory."""
+    import torch
+
+    tensor = _detached(x, name).resolve_neg()
+    try:
+        import cupy
+    except ImportError:
+        raise TypeError(
+            f'{name}: a tensor on {x.device} needs CuPy; pip install "fastkoop[cuda12]" or "fastkoop[cuda13]", or pass '
+            f"{name}.cpu()"
+        ) from None
+    ordinal = x.device.index
+
+    def take(size: int, device: int) -> int:
+        return torch.cuda.caching_allocator_alloc(size, device, torch.cuda.current_stream(device))
+
+    memory = cupy.cuda.PythonFunctionAllocator(take, lambda pointer, _: torch.cuda.caching_allocator_delete(pointer))
+
+    @contextlib.contextmanager
+    def scope():
+        pointer = torch.cuda.current_stream(ordinal).cuda_stream
+        if hasattr(cupy.cuda.Stream, "from_external"):
+            stream = cupy.cuda.Stream.from_external(_Stream(pointer))
+        else:
+            stream = cupy.cuda.ExternalStream(pointer, ordinal)  # before CuPy 14
+        with cupy.cuda.Device(ordinal), stream, cupy.cuda.using_allocator(memory.malloc):
+            yield
+
+    with scope():
+        data = cupy.asarray(tensor)
+    return Array(data, "torch", lambda out: torch.as_tensor(out, device=x.device), ordinal, scope)
+
+
+def _kind(array: Array) -> str:
+    """Framework and device, in words."""
+    return array.kind if array.device is None else f"{array.kind} cuda:{array.device}"
+
+
 def check_out(out, shape: tuple[int, ...], like: Array) -> Array | None:
     """`out` as an Array if given: of `like`'s kind and dtype, of this shape, writable."""
     if out is None:
         return None
     target = read(out, "out")
-    expected = (like.kind, str(like.data.dtype), shape)
-    got = (target.kind, str(target.data.dtype), target.data.shape)
+    expected = (_kind(like), str(like.data.dtype), shape)
+    got = (_kind(target), str(target.data.dtype), target.data.shape)
     if got != expected:
         raise InputError(
             "out: expected a {} array of {} and shape {}, got a {} array of {} and shape {}".format(
@@ -100,6 +159,6 @@ def check_out(out, shape: tuple[int, ...], like: Array) -> Array | None:
     shared = any(stride == 0 and length > 1 for stride, length in zip(target.data.strides, shape, strict=True))
     if shared or (target.kind == "torch" and out.is_neg()):
         raise InputError("out: expected memory of its own for every element, got an expanded or a negated view")
-    if not target.data.flags.writeable:
+    if target.device is None and not target.data.flags.writeable:
         raise InputError("out: expected a writable array, got a read-only one; leave out= away for a new one")
     return target

@@ -5,23 +5,63 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
+import numpy as np
+
 from . import kernels
 from .arrays import Array
-from .checks import integer
+from .checks import InputError, integer
 from .kernels.cpu import ALONE_ORDER
-from .kernels.layout import blocks_of
-from .kernels.plan import NON_FINITE, ROUTES, plan, resolution
+from .kernels.plan import NON_FINITE, ROUTES, Plan, plan, resolution
 from .kernels.pool import each_block
 
 __all__ = [
-    "NON_FINITE", "ROUTES", "backend_for", "blocks_of", "each_large_block", "get_num_threads", "plan", "resolution",
-    "set_num_threads",
+    "NON_FINITE", "ROUTES", "Plan", "backend_for", "cuda", "each_large_block", "get_num_threads", "kernels",
+    "plan", "resident", "resolution", "set_num_threads", "strips",
 ]  # fmt: skip
 
 
 def backend_for(array: Array) -> ModuleType:
-    """The module with the contract's functions for the device that `array` lives on."""
-    return kernels  # `arrays.read` lets only CPU arrays through; a CUDA backend picks by device here
+    """The module, or the object, with the contract's functions for the device that `array` lives on."""
+    return kernels if array.device is None else cuda(array.device)
+
+
+def cuda(ordinal: int = 0):
+    """The contract's functions on a CUDA device.
+
+    Raises:
+        ValueError: naming what is missing - CuPy, a driver, a device - and the cure.
+    """
+    from .kernels.cuda import backend
+
+    try:
+        return backend(ordinal)
+    except ImportError as error:
+        raise InputError(
+            f'device: "cuda" needs CuPy ({error}); pip install "fastkoop[cuda12]" or "fastkoop[cuda13]", whichever CUDA '
+            "the driver supports"
+        ) from None
+    except RuntimeError as error:  # of CuPy: no driver, or no device
+        raise InputError(f'device: "cuda" finds no usable device ({error}); name "cpu"') from None
+
+
+def resident(device, threads: int, shared: int, registers: int) -> int:
+    """CTAs of a launch that a multiprocessor of the CUDA device holds at once."""
+    from .kernels.launch import Launch, grid
+
+    return grid(1 << 30, Launch(threads, shared), device, registers) // device.multiprocessors
+
+
+def strips(contract, parameters: list[tuple], n: int) -> np.ndarray:
+    """What a CUDA device's `record` takes, as bytes: contiguous parameters (array, first column, rows, columns).
+
+    Row i of each goes into columns first .. first + columns of row i of a snapshot (rows, n).
+    """
+    from .kernels.cuda import STRIP
+
+    made = np.zeros(len(parameters), STRIP)
+    for k, (array, first, rows, columns) in enumerate(parameters):
+        made[k] = (contract.driver.address(array), first, rows, columns, columns, 1, n)
+    return made.view(np.uint8)
 
 
 def each_large_block(function: Callable[[int], object], blocks: int, order: int) -> list:

@@ -32,15 +32,16 @@ def fit(
     block has rank 0 and predicts zero.
 
     Args:
-        X: snapshots (..., n, m+1), float32 or float64, columns oldest first: a NumPy array or a PyTorch
-            CPU tensor with any strides. The operator refers to X's memory and does not copy it: leave it
+        X: snapshots (..., n, m+1), float32 or float64, columns oldest first: a NumPy or CuPy array or a
+            PyTorch tensor with any strides. The operator refers to X's memory and does not copy it: leave it
             unchanged while the operator is in use.
         cutoff: which singular values of F count, see `fastkoop.cutoff`.
         observables: "identity", the weights themselves, as published.
         stabilize: None, as published; "clip" moves eigenvalues of modulus > 1 onto the unit circle at
             every number of steps; a float clips at that radius.
         time_axis: where time runs; 0 takes a recording buffer (m+1, ..., n) without a copy.
-        check_finite: False lets NaN and infinity pass through their own block.
+        check_finite: False lets NaN and infinity pass through their own block; on a CUDA device, which is
+            not waited for, they do until `check` is called.
         refine: True answers every block by the SVD of F itself, with an error that grows with the
             condition number instead of its square; otherwise only where the Gram matrix cannot tell.
 
@@ -69,10 +70,22 @@ def fit(
     m, n = len(snapshots) - 1, snapshots.shape[-1]
     rule = rules.resolve(cutoff, n, m, snapshots.dtype)
     backend = backend_for(source)
-    factors = backend.fit(snapshots, rule, refine=bool(refine))
-    if check_finite:
-        refuse_non_finite(factors.route, snapshots.shape[1:-1])
-    return KoopmanOperator(snapshots, factors, backend, source, cutoff, radius)
+    with source.scope():
+        factors = backend.fit(snapshots, rule, refine=bool(refine))
+        if check_finite and source.device is None:
+            refuse_non_finite(factors.route, snapshots.shape[1:-1])
+        return KoopmanOperator(snapshots, factors, backend, source, cutoff, radius)
+
+
+def in_scope(method):
+    """The method, run on the stream that is the caller's when it is called, with the caller's memory."""
+
+    @functools.wraps(method)
+    def run(self, *arguments, **options):
+        with self._source.scope():
+            return method(self, *arguments, **options)
+
+    return run
 
 
 class KoopmanOperator:
@@ -83,23 +96,25 @@ class KoopmanOperator:
     """
 
     def __init__(self, snapshots, factors, backend, source: arrays.Array, cutoff, radius: float | None):
-        self._X, self.backend = snapshots, backend
+        self._X, self.backend, self._xp = snapshots, backend, backend.xp
         self._published = factors
-        self._wrap = source.wrap
+        self._source, self._wrap = source, source.wrap
         self._batch, self._n = snapshots.shape[1:-1], snapshots.shape[-1]
         self._cutoff, self._radius = cutoff, radius
-        condition = np.ones(len(factors.rank))
+        condition = self._xp.ones(len(factors.rank))
         if radius is not None:
             factors, condition = backend.clip(factors, radius)
         self._factors, self._eigenvector_condition = factors, condition
 
-    def _report(self, values: np.ndarray):
-        return self._wrap(np.ascontiguousarray(values).reshape(self._batch))
+    def _report(self, values):
+        return self._wrap(self._xp.ascontiguousarray(values).reshape(self._batch))
 
+    @in_scope
     def check(self) -> None:
         """Raise if a block was not finite; on a CPU `fit` has done so already unless check_finite=False."""
-        refuse_non_finite(self._published.route, self._batch)
+        refuse_non_finite(self.backend.host(self._published.route), self._batch)
 
+    @in_scope
     def predict(self, steps):
         """K^steps x_last.
 
@@ -112,9 +127,9 @@ class KoopmanOperator:
         """
         counts, single = checks.step_counts(steps)
         out = self._states(counts).reshape(len(counts), *self._batch, self._n)
-        return self._wrap(out[0] if single else np.moveaxis(out, 0, -1))
+        return self._wrap(out[0] if single else self._xp.moveaxis(out, 0, -1))
 
-    def _states(self, counts: np.ndarray) -> np.ndarray:
+    def _states(self, counts: np.ndarray):
         """States (k, B, n) at the given numbers of steps."""
         B = len(self._factors.rank)
         later = np.unique(counts[counts > 0])
@@ -125,18 +140,19 @@ class KoopmanOperator:
             out = self.backend.aligned_empty((len(counts), B, self._n), self._X.dtype)
             last = self._X[-1].reshape(B, self._n)
             for k, count in enumerate(counts):
-                out[k] = states[np.searchsorted(later, count)] if count else last
+                out[k] = states[int(np.searchsorted(later, count))] if count else last
         out[:, self._published.route == NON_FINITE] = np.nan
         return out
 
-    def _lifted(self, steps: np.ndarray) -> np.ndarray:
+    def _lifted(self, steps: np.ndarray):
         """States (k, B, n) at ascending steps >= 1: of snapshots, or of each large block's few rows where that is less.
 
         Snapshots cost k m n multiply-adds a block, rows (m + k) rank n; a block's own sizes decide.
         """
         B, n, m, k = len(self._factors.rank), self._n, len(self._X) - 1, len(steps)
-        rows = k * (m - self._published.rank) > m * self._published.rank
-        if n <= m or not rows.any() or self.backend.plan(B, n, m, self._X.dtype).engine != "library":
+        large = n > m and self._xp is np and self.backend.plan(B, n, m, self._X.dtype).engine == "library"
+        rows = k * (m - self._published.rank) > m * self._published.rank if large else np.zeros(B, np.bool_)
+        if not rows.any():
             return self.backend.lift(self._X, self.backend.evolve(self._factors, steps))
         out = self.backend.aligned_empty((k, B, n), self._X.dtype)
         for b, index in enumerate(np.ndindex(self._batch)):
@@ -158,7 +174,8 @@ class KoopmanOperator:
 
     def walk(self) -> Walk:
         """A walk along the predicted states, one after another, without looking ahead unless asked to."""
-        return Walk(States(self.backend, [self.parts]), self._batch, self._wrap)
+        with self._source.scope():
+            return Walk(States(self.backend, [self.parts]), self._batch, self._source)
 
     @property
     def parts(self) -> tuple:
@@ -166,10 +183,11 @@ class KoopmanOperator:
         return self._X, self._factors
 
     @functools.cached_property
-    def _spectrum(self) -> tuple[np.ndarray, np.ndarray]:
+    def _spectrum(self) -> tuple:
         return self.backend.modes(self._factors)
 
     @property
+    @in_scope
     def eigenvalues(self):
         """Eigenvalues of K (after clipping, if any): (..., r) complex128, largest modulus first.
 
@@ -180,36 +198,39 @@ class KoopmanOperator:
         return self._wrap(values.reshape(*self._batch, values.shape[1]))
 
     @property
+    @in_scope
     def modes(self):
         """Exact modes Phi, eigenvectors of K in the order of `eigenvalues`: (..., n, r) complex128.
 
         Scaled as Phi = Fp V S^-1 p / lambda with unit p (Tu et al. 2014, definition 1).
         """
-        vectors = np.ascontiguousarray(self._spectrum[1].transpose(0, 2, 1))
+        vectors = self._xp.ascontiguousarray(self._spectrum[1].transpose(0, 2, 1))
         real, imaginary = (self._rows(self._factors.lift, part) for part in (vectors.real, vectors.imag))
         return self._wrap((real + 1j * imaginary).reshape(*self._batch, self._n, vectors.shape[1]))
 
-    def _rows(self, lift: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+    def _rows(self, lift, coordinates):
         """(B, n, k) float64 from coordinates (B, k, r): Fp lift (tall) or lift (wide) applied to them."""
-        coefficients = np.ascontiguousarray(coordinates @ lift.transpose(0, 2, 1))
+        coefficients = self._xp.ascontiguousarray(coordinates @ lift.transpose(0, 2, 1))
         if self._n <= len(self._X) - 1:
             return coefficients.transpose(0, 2, 1)
         return self._combine(self._X[1:], coefficients)
 
-    def _combine(self, snapshots: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    def _combine(self, snapshots, coefficients):
         """(B, n, k) float64 sums over snapshots, with bits that do not depend on a small block's neighbours."""
         B, n, m = len(self._factors.rank), self._n, len(self._X) - 1
         large = self.backend.plan(B, n, m, self._X.dtype).engine == "library"
         rows = self.backend.combine(snapshots.astype(np.float64), coefficients, products=large)
         return rows.transpose(1, 2, 0)
 
+    @in_scope
     def matrix(self):
         """K itself, (..., n, n) in X's dtype: n^2 numbers a block, formed only on request."""
-        identity = np.broadcast_to(np.eye(self._factors.operator.shape[1]), self._factors.operator.shape)
+        xp, operator = self._xp, self._factors.operator
+        identity = xp.broadcast_to(xp.eye(operator.shape[1]), operator.shape)
         left = self._rows(self._factors.lift, identity)
         right = self._factors.basis
         if self._n > len(self._X) - 1:
-            right = self._combine(self._X[:-1], np.ascontiguousarray(right.transpose(0, 2, 1)))
+            right = self._combine(self._X[:-1], xp.ascontiguousarray(right.transpose(0, 2, 1)))
         K = left @ right.transpose(0, 2, 1)
         return self._wrap(K.astype(self._X.dtype).reshape(*self._batch, self._n, self._n))
 
@@ -226,8 +247,12 @@ class KoopmanOperator:
     @property
     def condition(self):
         """Largest over smallest singular value that counts, per block: float64; NaN at rank 0."""
+        return self._report(self._conditions())
+
+    @in_scope
+    def _conditions(self):
         with np.errstate(invalid="ignore"):
-            return self._report(self._published.largest / self._published.smallest)
+            return self._published.largest / self._published.smallest
 
     @property
     def edge(self):
@@ -247,52 +272,73 @@ class KoopmanOperator:
         >>> fit(X).route.tolist()
         ['zero', 'eigen', 'svd']
         """
-        return np.array(ROUTES)[self._published.route].reshape(self._batch)
+        return np.array(ROUTES)[self._host(self._published.route)].reshape(self._batch)
 
-    @functools.cached_property
+    @in_scope
+    def _host(self, values) -> np.ndarray:
+        """Values of all blocks in host memory."""
+        return self.backend.host(values)
+
+    @property
     def spectral_radius(self):
         """Largest modulus of an eigenvalue of K (after clipping, if any), per block: float64; 0 at rank 0."""
-        values = self.backend.eigenvalues(self._factors)
-        return self._report(np.abs(values).max(axis=1, initial=0.0))
+        return self._report(self._radii)
+
+    @functools.cached_property
+    @in_scope
+    def _radii(self):
+        values = self._xp.abs(self.backend.eigenvalues(self._factors))
+        return values.max(axis=1) if values.shape[1] else self._xp.zeros(len(values))
 
     @property
     def eigenvector_condition(self):
         """Condition number of the eigenvectors that clipping went through, per block; 1 where nothing was."""
         return self._report(self._eigenvector_condition)
 
-    @functools.cached_property
+    @property
     def residual(self):
         """How K misses its own last step, on data it was fitted to: ||K x_(m-1) - x_m|| / ||x_m - x_(m-1)||.
 
         float64 per block; about 0 for a tall block of full rank, which can explain anything; 1 is as
         wrong as predicting no change. NaN for a block whose last step is zero and met exactly.
         """
+        return self._report(self._residuals)
+
+    @functools.cached_property
+    @in_scope
+    def _residuals(self):
+        xp = self._xp
         last = self._X[-1].reshape(-1, self._n)
         before = self._X[-2].reshape(-1, self._n)
         if self._n > len(self._X) - 1:
             # x_(m-1) = F e, so U^T x_(m-1) = S V^T e; columns of the basis V S^-1 have norm 1/s
             basis = self._factors.basis
-            size = np.abs(basis).max(axis=1)
+            size = xp.abs(basis).max(axis=1)
             size[size == 0.0] = 1.0  # past a block's rank
-            norm = np.linalg.norm(basis / size[:, None], axis=1)
-            y = basis[:, -1] / size / np.where(norm == 0.0, 1.0, norm) ** 2 / size
-            coefficients = np.einsum("bqr,br->bq", self._factors.lift, y)
+            norm = xp.linalg.norm(basis / size[:, None], axis=1)
+            y = basis[:, -1] / size / xp.where(norm == 0.0, 1.0, norm) ** 2 / size
+            coefficients = xp.einsum("bqr,br->bq", self._factors.lift, y)
             coefficients[:, -1] -= 1.0  # x_m = Fp e: the miss itself is combined, not its two large terms
             miss = self.backend.combine(self._X[1:], coefficients[:, None])[0]
         else:
-            y = np.einsum("bnr,bn->br", self._factors.basis, before)
-            miss = np.einsum("bnr,br->bn", self._factors.lift, y) - last
-        return self._report(_relative(miss, before, last))
+            y = xp.einsum("bnr,bn->br", self._factors.basis, before)
+            miss = xp.einsum("bnr,br->bn", self._factors.lift, y) - last
+        return _relative(xp, miss, before, last)
 
-    @functools.cached_property
+    @property
     def holdout(self):
         """How an operator fitted without the last pair misses it: ||K' x_(m-1) - x_m|| / ||x_m - x_(m-1)||.
 
         float64 per block: the trust signal, since that pair is new to it; 1 is as wrong as predicting no
         change. NaN with a single pair, and for a block whose last step is zero and met exactly.
         """
+        return self._report(self._holdouts)
+
+    @functools.cached_property
+    @in_scope
+    def _holdouts(self):
         if len(self._X) < 3:
-            return self._report(np.full(len(self._factors.rank), np.nan))
+            return self._xp.full(len(self._factors.rank), np.nan)
         X = self._X[:-1]
         rule = rules.resolve(self._cutoff, self._n, len(X) - 1, X.dtype)
         factors = self.backend.fit(X, rule)
@@ -302,40 +348,42 @@ class KoopmanOperator:
         last, before = (self._X[t].reshape(-1, self._n) for t in (-1, -2))
         with np.errstate(over="ignore", invalid="ignore"):
             miss = state.astype(np.float64) - last
-        return self._report(_relative(miss, before, last))
+        return _relative(self._xp, miss, before, last)
 
     def summary(self) -> str:
         """The per-block reports as a table, a line per block."""
-        names = ("rank", "threshold", "condition", "spectral_radius", "residual", "holdout")
-        columns = [np.asarray(getattr(self, name)).ravel() for name in names]
+        found = self._published
+        reports = found.rank, found.threshold, self._conditions(), self._radii, self._residuals, self._holdouts
+        columns, edges, routes = [self._host(report) for report in reports], self._host(found.edge), self.route.ravel()
         heads = ("threshold", "condition", "radius", "residual", "hold-out")
         lines = ["block         route       rank  " + "  ".join(f"{head:>9}" for head in heads) + "  edge"]
         for b, index in enumerate(np.ndindex(self._batch)):
             rank, *values = (column[b] for column in columns)
             numbers = "  ".join(f"{value:9.3g}" for value in values)
-            edge = "yes" if np.asarray(self.edge).ravel()[b] else ""
-            lines.append(f"{index!s:12}  {self.route.ravel()[b]:10}  {rank:4d}  {numbers}  {edge}".rstrip())
+            edge = "yes" if edges[b] else ""
+            lines.append(f"{index!s:12}  {routes[b]:10}  {rank:4d}  {numbers}  {edge}".rstrip())
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        rank, B = self._published.rank, len(self._published.rank)
+        rank, edge = self._host(self._published.rank), self._host(self._published.edge)
+        B = len(rank)
         blocks = f"{B} block{'s' * (B != 1)} of {self._n} weights, {len(self._X) - 1} pairs"
         span = f"{rank.min()}..{rank.max()}" if B else "-"
         routes = ", ".join(np.unique(self.route)) if B else "-"
         return (
             f"KoopmanOperator({blocks}; rank {span} by {rules.describe(self._cutoff)}; "
-            f"route {routes}; {int(self._published.edge.sum())} on the edge)"
+            f"route {routes}; {int(edge.sum())} on the edge)"
         )
 
 
-def _relative(miss: np.ndarray, x: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _relative(xp, miss, x, target):
     """||miss|| / ||target - x|| per block, in float64; NaN where nothing moved and nothing was missed but rounding."""
     eps = np.finfo(target.dtype).eps
     miss, x, target = (array.astype(np.float64) for array in (miss, x, target))
-    scale = np.maximum(np.abs(target), np.abs(x)).max(axis=1, initial=0.0, keepdims=True)
+    scale = xp.maximum(xp.abs(target), xp.abs(x)).max(axis=1, keepdims=True)
     scale[scale == 0.0] = 1.0
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        miss, moved, size = (np.linalg.norm(part / scale, axis=1) for part in (miss, target - x, target))
+        miss, moved, size = (xp.linalg.norm(part / scale, axis=1) for part in (miss, target - x, target))
         miss[(moved == 0.0) & (miss <= 8 * eps * size)] = 0.0
         return miss / moved
 
@@ -346,8 +394,8 @@ class Walk:
     Holds its own copy of all it needs (r rows of n numbers a block), so that X may be overwritten.
     """
 
-    def __init__(self, states: States, batch: tuple[int, ...], wrap):
-        self._states, self._batch, self._wrap = states, batch, wrap
+    def __init__(self, states: States, batch: tuple[int, ...], source: arrays.Array):
+        self._states, self._batch, self._source = states, batch, source
 
     @property
     def steps(self) -> int:
@@ -363,5 +411,6 @@ class Walk:
                 allowed: the same bits for less time, and `ahead` states of memory.
         """
         count, ahead = checks.integer("count", count, least=1), checks.integer("ahead", ahead, least=1)
-        state = self._states.step(count, ahead)
-        return self._wrap(state.reshape(*self._batch, state.shape[-1]))
+        with self._source.scope():
+            state = self._states.step(count, ahead)
+            return self._source.wrap(state.reshape(*self._batch, state.shape[-1]))

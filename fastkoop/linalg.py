@@ -9,15 +9,24 @@ from . import cutoff as rules
 from .backends import NON_FINITE, backend_for
 
 
-def time_major(data: np.ndarray, time_axis: int) -> np.ndarray:
+def time_major(data, time_axis: int):
     """A view (m+1, ..., n) of snapshots whose time runs along `time_axis`."""
-    return np.moveaxis(data, checks.snapshots(data.shape, time_axis), 0)
+    axis = checks.snapshots(data.shape, time_axis)
+    return data.transpose(axis, *(other for other in range(data.ndim) if other != axis))
 
 
-def refuse_non_finite(route: np.ndarray, batch: tuple[int, ...], name: str = "X") -> None:
+def refuse_non_finite(route, batch: tuple[int, ...], name: str = "X") -> None:
     """Raise for the first block whose route is "non-finite"."""
     if bad := np.flatnonzero(route == NON_FINITE).tolist():
         raise checks.non_finite(bad[0], batch, name)
+
+
+def _handed_over(result, source: arrays.Array, target: arrays.Array | None, out):
+    """The result in the caller's kind, or in `out`."""
+    if target is None:
+        return source.wrap(result)
+    target.data[...] = result
+    return out
 
 
 def predict(X, steps, *, cutoff="array_api", time_axis=-1, check_finite=True, out=None):
@@ -29,12 +38,13 @@ def predict(X, steps, *, cutoff="array_api", time_axis=-1, check_finite=True, ou
     count, so that a constant block stays and an all-zero one predicts zero. K itself is never formed.
 
     Args:
-        X: snapshots (..., n, m+1), float32 or float64, columns oldest first: a NumPy array or a PyTorch
-            CPU tensor with any strides. Any leading batch, none or zero-sized too.
+        X: snapshots (..., n, m+1), float32 or float64, columns oldest first: a NumPy or CuPy array or a
+            PyTorch tensor with any strides. Any leading batch, none or zero-sized too.
         steps: T >= 0 iterations past the last snapshot; 0 returns the last snapshot.
         cutoff: which singular values of F count, see `fastkoop.cutoff`.
         time_axis: where time runs; 0 takes a recording buffer (m+1, ..., n) without a copy.
-        check_finite: False lets NaN and infinity pass through their own block, which becomes NaN.
+        check_finite: False lets NaN and infinity pass through their own block, which becomes NaN; on a CUDA
+            device, which is not waited for, they always do.
         out: array of the result's kind, shape and dtype to write into; nothing is written on an error.
 
     Returns:
@@ -60,14 +70,11 @@ def predict(X, steps, *, cutoff="array_api", time_axis=-1, check_finite=True, ou
     batch = snapshots.shape[1:-1]
     rule = rules.resolve(cutoff, n, m, snapshots.dtype)
     target = arrays.check_out(out, (*batch, n), source)
-    result, route = backend_for(source).predict(snapshots, steps, rule)
-    if check_finite:
-        refuse_non_finite(route, batch)
-    result = result.reshape(*batch, n)
-    if target is None:
-        return source.wrap(result)
-    target.data[...] = result
-    return out
+    with source.scope():
+        result, route = backend_for(source).predict(snapshots, steps, rule)
+        if check_finite and source.device is None:  # a device does not wait: its bad blocks are NaN
+            refuse_non_finite(route, batch)
+        return _handed_over(result.reshape(*batch, n), source, target, out)
 
 
 def pinv(F, *, cutoff="array_api", check_finite=True, out=None):
@@ -77,9 +84,10 @@ def pinv(F, *, cutoff="array_api", check_finite=True, out=None):
     inverse. Rank-deficient: the inverse on the singular values that count, zero on the others.
 
     Args:
-        F: (..., n, m), float32 or float64: a NumPy array or a PyTorch CPU tensor with any strides.
+        F: (..., n, m), float32 or float64: a NumPy or CuPy array or a PyTorch tensor with any strides.
         cutoff: which singular values count, see `fastkoop.cutoff`.
-        check_finite: False lets NaN and infinity pass through their own matrix, which becomes NaN.
+        check_finite: False lets NaN and infinity pass through their own matrix, which becomes NaN; on a
+            CUDA device they always do.
         out: array of the result's kind, shape and dtype to write into; nothing is written on an error.
 
     Returns:
@@ -104,11 +112,9 @@ def pinv(F, *, cutoff="array_api", check_finite=True, out=None):
         raise checks.InputError(f"F: expected matrices of at least 1 x 1, got shape {source.data.shape}")
     rule = rules.resolve(cutoff, n, m, source.data.dtype)
     target = arrays.check_out(out, (*batch, m, n), source)
-    result, route = backend_for(source).pinv(np.moveaxis(source.data, -1, 0), rule)
-    if check_finite:
-        refuse_non_finite(route, tuple(batch), "F")
-    result = result.reshape(*batch, m, n)
-    if target is None:
-        return source.wrap(result)
-    target.data[...] = result
-    return out
+    columns = source.data.transpose(len(batch) + 1, *range(len(batch) + 1))
+    with source.scope():
+        result, route = backend_for(source).pinv(columns, rule)
+        if check_finite and source.device is None:
+            refuse_non_finite(route, tuple(batch), "F")
+        return _handed_over(result.reshape(*batch, m, n), source, target, out)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from .backends import NON_FINITE, blocks_of
+from .backends import NON_FINITE
 
 JOINED = 1 << 18  # numbers in the rows of a batch up to which it is worth sharing kernel calls with others
 
@@ -20,14 +20,14 @@ class States:
 
     def __init__(self, backend, parts: Sequence[tuple[np.ndarray, tuple]]):
         """parts: (snapshots, factors) of each operator."""
-        self._backend = backend
-        rows = [backend.readout(X, factors) for X, factors in parts]
-        self._factors = _coordinates([factors for _, factors in parts])
+        self._backend, xp = backend, backend.xp
+        self.n = parts[0][0].shape[-1]
+        rows = _joined(xp, [backend.readout(X, factors) for X, factors in parts])
+        self._factors = _coordinates(xp, [factors for _, factors in parts])
         self._bad = self._factors.route == NON_FINITE
         self._any_bad = bool(self._bad.any())
-        self._weight = _largest(rows, self._factors.operator.shape[1])
-        self._rows = rows[0] if len(rows) == 1 else blocks_of(_joined(rows))
-        self.n = self._rows.n
+        self._weight = _largest(xp, rows)
+        self._rows = backend.rows_of(rows)
         self.restart()
 
     def restart(self) -> None:
@@ -51,11 +51,12 @@ class States:
             self._y, self._at = self._backend.advance(self._factors, self._y, at - self._at), at
         if ahead == 1:
             y = self._y[:, None]
-            self._bounds = (np.abs(self._y).ravel() @ self._weight.ravel(),)
+            self._bounds = (abs(self._y).ravel() @ self._weight.ravel(),)
         else:
             y = self._backend.evolve(self._factors._replace(start=self._y), np.arange(1, ahead + 1))
-            self._y, self._at = np.ascontiguousarray(y[:, -1]), at + ahead - 1
-            self._bounds = np.einsum("bkr,br->k", np.abs(y), self._weight).tolist()
+            xp = self._backend.xp
+            self._y, self._at = xp.ascontiguousarray(y[:, -1]), at + ahead - 1
+            self._bounds = xp.einsum("bkr,br->k", abs(y), self._weight).tolist()
         self._held, self._first = self._backend.combine(self._rows, y, products=False), at
         if self._any_bad:
             self._held[:, self._bad] = np.nan
@@ -95,45 +96,37 @@ def states_together(backend, parts: Iterable[tuple[np.ndarray, tuple]]) -> tuple
     return [States(backend, batch) for batch in order], [(index[id(batch)], blocks) for batch, blocks in places]
 
 
-def _coordinates(parts: list):
+def _coordinates(xp, parts: list):
     """Factors of all parts as one batch whose lift is the identity: `evolve` then returns the coordinates y."""
     B, r = sum(len(part.rank) for part in parts), max(part.operator.shape[1] for part in parts)
-    operator, start, first = np.zeros((B, r, r)), np.zeros((B, r)), 0
+    operator, start, first = xp.zeros((B, r, r)), xp.zeros((B, r)), 0
     for part in parts:
         count, own = part.start.shape
         operator[first : first + count, :own, :own] = part.operator
         start[first : first + count, :own] = part.start
         first += count
-    identity = np.tile(np.eye(r), (B, 1, 1))
+    identity = xp.tile(xp.eye(r), (B, 1, 1))
     whole = {"basis": identity, "lift": identity, "operator": operator, "start": start}
     for name in parts[0]._fields:
         if name not in whole:
-            whole[name] = np.concatenate([getattr(part, name) for part in parts])
+            whole[name] = xp.concatenate([getattr(part, name) for part in parts])
     return parts[0]._replace(**whole)
 
 
-def _array(rows) -> np.ndarray:
-    """What `readout` returned as (r, B, n)."""
-    shape = rows.columns, len(rows.offsets), rows.n
-    return rows.flat.reshape(shape) if rows.columns else np.zeros(shape, rows.dtype)
-
-
-def _joined(parts: list) -> np.ndarray:
+def _joined(xp, parts: list):
     """Rows (r, B, n) of all parts, zero past a part's own r."""
-    arrays = [_array(part) for part in parts]
-    shape = max(len(a) for a in arrays), sum(a.shape[1] for a in arrays), arrays[0].shape[2]
-    out, first = np.zeros(shape, arrays[0].dtype), 0
-    for array in arrays:
-        out[: len(array), first : first + array.shape[1]] = array
-        first += array.shape[1]
+    if len(parts) == 1:
+        return parts[0]
+    shape = max(len(rows) for rows in parts), sum(rows.shape[1] for rows in parts), parts[0].shape[2]
+    out, first = xp.zeros(shape, parts[0].dtype), 0
+    for rows in parts:
+        out[: len(rows), first : first + rows.shape[1]] = rows
+        first += rows.shape[1]
     return out
 
 
-def _largest(parts: list, r: int) -> np.ndarray:
-    """max_i |row_k[i]| per block and coordinate, (B, r) float64; zero past a part's own r."""
-    found = []
-    for part in parts:
-        rows = _array(part)
-        size = np.maximum(rows.max(axis=2, initial=0), -rows.min(axis=2, initial=0)).T
-        found.append(np.pad(size.astype(np.float64), ((0, 0), (0, r - size.shape[1]))))
-    return np.concatenate(found)
+def _largest(xp, rows):
+    """max_i |row_k[i]| per block and coordinate, (B, r) float64."""
+    if not rows.shape[2]:
+        return xp.zeros(rows.shape[1::-1])
+    return xp.maximum(rows.max(axis=2), -rows.min(axis=2)).T.astype(np.float64)

@@ -16,11 +16,12 @@ matrix accumulated elsewhere (over shards, over time) can be solved and lifted h
 
 `fit`, `predict` and `pinv` are the fused forms behind `fastkoop.fit`, `predict` and `pinv`; they read
 the data itself and therefore take the SVD where a Gram matrix cannot resolve the cutoff. Results are
-allocated here, 64-byte aligned. Nothing is checked here beyond what memory safety needs: the public door,
-`fastkoop`, does that once.
+allocated here, 64-byte aligned. `cuda.backend(ordinal)` has the same functions for the arrays of a CUDA
+device; `xp` is a backend's array module, `host` copies out of its memory. Nothing is checked here beyond what
+memory safety needs: the public door, `fastkoop`, does that once.
 """
 
-from .cpu import Factors, advance, combine, evolve, fit, gram, lift, pinv, predict, readout, solve
+from .cpu import Factors, advance, combine, evolve, fit, gram, host, lift, pinv, predict, readout, rows_of, solve, xp
 from .layout import aligned_empty
 from .plan import ROUTES, Plan, plan
 from .pool import get_num_threads, set_num_threads
@@ -28,5 +29,6 @@ from .spectrum import clip, eigenvalues, modes
 
 __all__ = [
     "ROUTES", "Factors", "Plan", "advance", "aligned_empty", "clip", "combine", "eigenvalues", "evolve", "fit",
-    "get_num_threads", "gram", "lift", "modes", "pinv", "plan", "predict", "readout", "set_num_threads", "solve",
+    "get_num_threads", "gram", "host", "lift", "modes", "pinv", "plan", "predict", "readout", "rows_of",
+    "set_num_threads", "solve", "xp",
 ]  # fmt: skip

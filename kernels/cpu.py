@@ -13,6 +13,7 @@ from .layout import Blocks, aligned_empty, blocks_of
 from .plan import KERNEL_ORDER, NON_FINITE, SVD, UNRESOLVED, ZERO, Plan, plan, resolution
 from .pool import each_block, over_blocks
 
+xp = np  # the array module of this backend
 DIGITS = {np.dtype(np.float32): 24, np.dtype(np.float64): 53}
 
 # Blocks up to this order go through LAPACK several at a time with a BLAS thread each, larger ones one at a time.
@@ -38,6 +39,16 @@ class Factors(NamedTuple):
     smallest: np.ndarray  # (B,) float64 singular value that counts; 0 where rank is 0
     edge: np.ndarray  # (B,) bool: a singular value lies so near the threshold that rank +- 1 is as right
     route: np.ndarray  # (B,) int8 index into plan.ROUTES
+
+
+def host(array: np.ndarray) -> np.ndarray:
+    """The array in host memory, where it is."""
+    return np.asarray(array)
+
+
+def rows_of(array: np.ndarray) -> Blocks:
+    """Rows (q, ..., n) as `combine` takes them at least cost."""
+    return blocks_of(array)
 
 
 def _rule(cutoff, dtype) -> tuple[int, float, int]:
@@ -318,13 +329,13 @@ def lift(X: np.ndarray | Blocks, coefficients: np.ndarray, *, products: bool = T
     return out
 
 
-def readout(X: np.ndarray, factors: Factors) -> Blocks:
-    """Rows (r, B, n) in X's dtype, as `Blocks`, with K^t x_last = combine(rows, y) for y = operator^(t - 1) start.
+def readout(X: np.ndarray, factors: Factors) -> np.ndarray:
+    """Rows (r, B, n) in X's dtype with K^t x_last = combine(rows, y) for y = operator^(t - 1) start.
 
     Made once, they spare a walk through many states the pass over all snapshots at each of them.
     """
     large = min(X.shape[-1], len(X) - 1) > KERNEL_ORDER
-    return blocks_of(lift(X, np.ascontiguousarray(factors.lift.transpose(0, 2, 1)), products=large))
+    return lift(X, np.ascontiguousarray(factors.lift.transpose(0, 2, 1)), products=large)
 
 
 @_quiet

@@ -109,6 +109,15 @@ class Cuda:
         how = cpu_plan(blocks, n, m, dtype, steps)
         return how._replace(engine="kernel" if takes(n, m, self.device) else "library")
 
+    def host(self, array) -> np.ndarray:
+        """A copy in host memory, once the work before it is done."""
+        return self.driver.host(array)
+
+    @staticmethod
+    def rows_of(array):
+        """Rows (q, ..., n) as `combine` takes them."""
+        return array
+
     def aligned_empty(self, shape: tuple[int, ...], dtype):
         """An uninitialised device array; all of them are aligned."""
         return self.xp.empty(shape, dtype)

@@ -394,7 +394,7 @@ class TestOut:
         for out in wrong:
             with pytest.raises(ValueError, match=r"out: expected a (numpy|torch) array of .* got a"):
                 function(X, out=out)
-        with pytest.raises(TypeError, match="out: expected a NumPy array or a PyTorch CPU tensor, got list"):
+        with pytest.raises(TypeError, match="out: expected a NumPy or CuPy array or a PyTorch tensor, got list"):
             function(X, out=[0.0])
         if kind == "numpy":
             out = np.zeros((3, *shape), dtype)
@@ -523,7 +523,7 @@ class TestErrors:
         for dtype in (np.float16, np.int64, np.complex64, ">f4"):
             with pytest.raises(TypeError, match=r"expected float32 or float64 .* got .*; pass .\.astype"):
                 call(np.ones((3, 4), dtype))
-        with pytest.raises(TypeError, match="expected a NumPy array or a PyTorch CPU tensor, got list"):
+        with pytest.raises(TypeError, match="expected a NumPy or CuPy array or a PyTorch tensor, got list"):
             call([[1.0, 2.0]])
         with pytest.raises(TypeError, match="masked array"):
             call(np.ma.ones((3, 4)))
@@ -533,7 +533,7 @@ class TestErrors:
             call(torch.ones(3, 4, dtype=torch.bfloat16))
         with pytest.raises(TypeError, match=r"dense tensor, .* pass .\.to_dense\(\)"):
             call(torch.ones(3, 4).to_sparse())
-        with pytest.raises(TypeError, match=r"expected a tensor on the CPU, got one on meta"):
+        with pytest.raises(TypeError, match=r"expected a tensor on the CPU or on a CUDA device, got one on meta"):
             call(torch.ones(3, 4, device="meta"))
 
     def test_no_grad_makes_a_leaf_acceptable(self):

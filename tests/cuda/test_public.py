@@ -1,0 +1,130 @@
+"""fastkoop's public door over a CUDA backend: emulated, and real arrays of CuPy and PyTorch (pytest -m gpu)."""
+
+import numpy as np
+import pytest
+from cases import assert_states, graded, orbit
+
+import fastkoop as fk
+
+
+@pytest.fixture
+def door(emulated, monkeypatch):
+    """Arrays of NumPy that the public functions take to an emulated device."""
+    cuda = emulated()
+    for module in ("linalg", "koopman"):
+        monkeypatch.setattr(f"fastkoop.{module}.backend_for", lambda array: cuda)
+    return cuda
+
+
+@pytest.mark.parametrize("n, m", [(30, 7), (7, 30), (1, 4), (70, 66)])
+class TestEmulated:
+    def test_predict_and_pinv(self, door, rng, n, m, dtype):
+        X = orbit(rng, n, m, dtype, batch=(2, 3))
+        assert_states(fk.predict(X, 3, cutoff=1e-6), X, 3, ("relative", 1e-6))
+        F = X[..., :-1]
+        out = np.full((2, 3, m, n), np.nan, dtype)
+        assert fk.pinv(F, cutoff=1e-6, out=out) is out
+        for index in np.ndindex(2, 3):
+            assert np.linalg.norm(F[index] @ out[index] @ F[index] - F[index]) < 1e-3 * np.linalg.norm(F[index])
+
+    def test_operators_agree_with_the_cpu(self, door, rng, n, m, dtype):
+        X = np.stack([graded(rng, n, m, dtype, 0.2), orbit(rng, n, m, dtype)])
+        op, steps = fk.fit(X, cutoff=1e-3), [4, 0, 1, 4]
+        with pytest.MonkeyPatch.context() as plain:
+            for module in ("linalg", "koopman"):
+                plain.setattr(f"fastkoop.{module}.backend_for", fk.backends.backend_for)
+            expected = fk.fit(X, cutoff=1e-3)
+        close = {"rtol": 2e-4, "atol": 2e-5}
+        for name in ("rank", "threshold", "condition", "edge", "spectral_radius", "residual", "holdout"):
+            np.testing.assert_allclose(getattr(op, name), getattr(expected, name), err_msg=name, **close)
+        np.testing.assert_allclose(op.predict(steps), expected.predict(steps), **close)
+        np.testing.assert_allclose(op.matrix(), expected.matrix(), **close)
+        assert np.array_equal(op.route, expected.route)
+        walk, other = op.walk(), expected.walk()
+        for count in (1, 3):
+            np.testing.assert_allclose(walk.step(count), other.step(count), **close)
+        np.testing.assert_allclose(walk.step(1, ahead=4), other.step(1), **close)
+        assert "rank" in op.summary() and "KoopmanOperator(2 blocks" in repr(op)
+        assert op.modes.shape[:2] == (2, n)
+
+    def test_clipped(self, door, rng, n, m, dtype):
+        X = orbit(rng, n, m, dtype, batch=(2,), decay=1.05)
+        op = fk.fit(X, cutoff=1e-3, stabilize="clip")
+        assert (op.spectral_radius <= 1.0 + 1e-6).all() and (op.eigenvector_condition >= 1.0).all()
+
+    def test_no_blocks(self, door, n, m, dtype):
+        op = fk.fit(np.zeros((0, n, m + 1), dtype))
+        assert op.predict([1, 2]).shape == (0, n, 2) and op.residual.shape == op.spectral_radius.shape == (0,)
+        assert repr(op) and op.summary()
+
+
+def test_bad_blocks_are_named_when_asked(door, rng):
+    X = orbit(rng, 9, 4, np.float32, batch=(3,))
+    X[1, 2, 3] = np.inf
+    op = fk.fit(X, check_finite=False)
+    assert np.isnan(op.predict(2)[1]).all() and np.isfinite(op.predict(2)[[0, 2]]).all()
+    with pytest.raises(ValueError, match="1"):
+        op.check()
+
+
+@pytest.fixture(params=["cupy", "torch"])
+def real(request):
+    """(framework, to the device, to the host)."""
+    module = pytest.importorskip(request.param)
+    if request.param == "cupy":
+        return module, module.asarray, module.asnumpy
+    return module, lambda x: module.as_tensor(x, device="cuda"), lambda x: x.cpu().numpy()
+
+
+@pytest.mark.gpu
+class TestReal:
+    @pytest.mark.parametrize("n, m", [(785, 8), (785, 32), (21, 100), (1, 9), (33, 31)])
+    def test_same_kind_out(self, real, rng, n, m, dtype):
+        _, put, get = real
+        X = orbit(rng, n, m, dtype, batch=(5,))
+        there = put(np.ascontiguousarray(np.moveaxis(X, -1, 0)))
+        states = fk.predict(there, 3, cutoff=1e-6, time_axis=0)
+        assert type(states) is type(there) and states.device == there.device and states.dtype == there.dtype
+        assert_states(get(states), X, 3, ("relative", 1e-6))
+        op = fk.fit(there, cutoff=1e-6, time_axis=0)
+        assert_states(np.moveaxis(get(op.predict([1, 5])), -1, 0)[1], X, 5, ("relative", 1e-6))
+        assert type(op.rank) is type(there) and op.summary()
+
+    def test_other_streams(self, real, rng):
+        module, put, get = real
+        X = orbit(rng, 300, 8, np.float32, batch=(64,))
+        stream = module.cuda.Stream()
+        with stream if module.__name__ == "cupy" else module.cuda.stream(stream):
+            states = fk.predict(put(X), 1, cutoff=1e-6)
+            again = states + 0
+        stream.synchronize()
+        assert_states(get(again), X, 1, ("relative", 1e-6))
+
+    def test_inside_a_graph(self, rng):
+        torch = pytest.importorskip("torch")
+        X = orbit(rng, 300, 8, np.float32, batch=(64,))
+        there = torch.as_tensor(X, device="cuda")
+        fk.predict(there, 2, cutoff=1e-6)  # compiles
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            states = fk.predict(there, 2, cutoff=1e-6)
+        there.mul_(2.0)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_states(states.cpu().numpy(), 2 * X, 2, ("relative", 1e-6))
+
+    def test_two_devices(self, real, rng):
+        cupy = pytest.importorskip("cupy")
+        if cupy.cuda.runtime.getDeviceCount() < 2:
+            pytest.skip("one device")
+        with cupy.cuda.Device(1):
+            there = cupy.asarray(orbit(rng, 30, 5, np.float32, batch=(4,)))
+        assert fk.predict(there, 1).device.id == 1
+
+    def test_too_much_memory_is_an_error_and_nothing_is_lost(self):
+        cupy = pytest.importorskip("cupy")
+        before = cupy.get_default_memory_pool().used_bytes()
+        strided = cupy.broadcast_to(cupy.ones((9, 1, 785), np.float32), (9, 1 << 28, 785))
+        with pytest.raises(cupy.cuda.memory.OutOfMemoryError):
+            fk.predict(strided, 1, time_axis=0)
+        assert cupy.get_default_memory_pool().used_bytes() <= before + (1 << 20)
