@@ -1,6 +1,8 @@
 """Any framework in, the same kind out, zero copy.
 
-NumPy and CuPy arrays, PyTorch tensors on the CPU or a CUDA device; a framework is recognised without importing it.
+NumPy, CuPy and JAX arrays, PyTorch tensors, and what else exports DLPack, on the CPU or a CUDA device; a framework is
+recognised without importing it. float16 and bfloat16 are the exception to zero copy: they are computed in float32,
+with float32's eps in the cutoff, and states come back in the caller's dtype.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from array_api_compat import is_cupy_array, is_jax_array, is_torch_array
 from .checks import InputError
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+HALVES = ("float16", "bfloat16")
+DLPACK_CPU, DLPACK_CUDA = 1, 2
 
 
 class Array(NamedTuple):
@@ -25,31 +29,89 @@ class Array(NamedTuple):
     wrap: Callable[[Any], Any]
     device: int | None = None  # the CUDA device's ordinal; None is the CPU
     scope: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext  # the caller's stream and memory
+    dtype: str = ""  # the caller's own, where it is not data's
 
 
 def read(x, name: str = "X") -> Array:
-    """A float32 or float64 array of a supported framework as a NumPy view of the same memory.
+    """A floating-point array of a supported framework as NumPy or CuPy sees the same memory.
 
     Raises:
         TypeError: another kind, dtype or device, or a tensor that requires grad; names the cure.
     """
     if is_torch_array(x):
+        half = str(x.dtype).removeprefix("torch.")
+        if half in HALVES:
+            return _promoted(read(_detached(x, name).float(), name), half, lambda out: out.to(x.dtype))
         return _on_cuda(x, name) if x.device.type == "cuda" else Array(_from_torch(x, name), "torch", _to_torch)
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name}: a masked array has no pseudo-inverse; pass {name}.filled(value)")
+    if isinstance(x, np.ndarray) or is_cupy_array(x) or is_jax_array(x):
+        if str(x.dtype) in HALVES:
+            return _promoted(read(x.astype(np.float32), name), str(x.dtype), lambda out: out.astype(x.dtype))
     if isinstance(x, np.ndarray):
         return Array(_checked(np.asarray(x), name), "numpy", lambda out: out)
     if is_cupy_array(x):
         return Array(_checked(x, name), "cupy", lambda out: out, x.device.id, lambda: x.device)
     if is_jax_array(x):
-        raise TypeError(
-            f"{name}: expected a NumPy or CuPy array or a PyTorch tensor, got {type(x).__module__}."
-            f"{type(x).__name__}; this version takes no other framework, pass a NumPy array"
-        )
+        return _from_jax(_checked(x, name), name)
+    if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
+        return _from_dlpack(x, name)
     raise TypeError(
-        f"{name}: expected a NumPy or CuPy array or a PyTorch tensor, got {type(x).__name__}; "
-        "pass np.asarray(...) of float32 or float64"
+        f"{name}: expected an array of NumPy, CuPy or JAX, a PyTorch tensor or another DLPack exporter, got "
+        f"{type(x).__name__}; pass np.asarray(...) of float32 or float64"
     )
+
+
+def _promoted(source: Array, dtype: str, lower: Callable[[Any], Any]) -> Array:
+    """A float32 copy of the caller's half-precision array, whose float32 results are rounded back."""
+
+    def wrap(out):
+        return lower(source.wrap(out)) if out.dtype == np.float32 else source.wrap(out)
+
+    return source._replace(wrap=wrap, dtype=dtype)
+
+
+def _from_jax(x, name: str) -> Array:
+    """A JAX array's own memory. Results alias ours where JAX takes memory as it is: 64-byte aligned, in a dtype that
+    it has (with jax_enable_x64 off, float64 reports become float32)."""
+    import jax
+
+    if isinstance(x, jax.core.Tracer):
+        raise TypeError(
+            f"{name}: an operator cannot be fitted inside jax.jit; fit outside, or call fastkoop.predict or fastkoop.pinv"
+        )
+    if len(x.devices()) > 1:
+        raise TypeError(f"{name}: expected an array on one device, got one on {len(x.devices())}")
+    return _from_dlpack(x, name, "jax", jax.numpy.from_dlpack)
+
+
+def _from_dlpack(x, name: str, kind: str = "dlpack", wrap: Callable[[Any], Any] | None = None) -> Array:
+    """Memory that an exporter lends; results are its framework's arrays where that has the array API's from_dlpack,
+    NumPy's or CuPy's where not."""
+    place, ordinal = x.__dlpack_device__()
+    if wrap is None:
+        module = x.__array_namespace__() if hasattr(x, "__array_namespace__") else None
+        wrap = getattr(module, "from_dlpack", lambda out: out)
+    if place == DLPACK_CPU:
+        return Array(_checked(np.from_dlpack(x), name), kind, wrap)
+    if place != DLPACK_CUDA:
+        raise TypeError(f"{name}: expected an array on the CPU or a CUDA device, got DLPack device type {place}")
+    cupy = _cupy(name, f"an array on CUDA device {ordinal}")
+    device = cupy.cuda.Device(ordinal)
+    with device:  # orders our current stream after the producer's work
+        return Array(_checked(cupy.from_dlpack(x), name), kind, wrap, ordinal, lambda: device)
+
+
+def _cupy(name: str, what: str):
+    """The module, or how to get it."""
+    try:
+        import cupy
+    except ImportError:
+        raise TypeError(
+            f'{name}: {what} needs CuPy; pip install "fastkoop[cuda12]" or "fastkoop[cuda13]", or pass an array on '
+            "the CPU"
+        ) from None
+    return cupy
 
 
 def _checked(x, name: str):
@@ -81,7 +143,7 @@ def _detached(x, name: str):
         )
     if x.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {x.layout}; pass {name}.to_dense()")
-    if x.dtype not in (torch.float32, torch.float64):
+    if x.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise TypeError(
             f"{name}: expected float32 or float64, got {x.dtype}; pass {name}.float() or {name}.double()"
         )
@@ -108,15 +170,8 @@ def _on_cuda(x, name: str) -> Array:
     """A CUDA tensor as CuPy sees the same memory; results are tensors, made on PyTorch's stream from its memory."""
     import torch
 
-    tensor = _detached(x, name).resolve_neg()
-    try:
-        import cupy
-    except ImportError:
-        raise TypeError(
-            f'{name}: a tensor on {x.device} needs CuPy; pip install "fastkoop[cuda12]" or "fastkoop[cuda13]", or pass '
-            f"{name}.cpu()"
-        ) from None
-    ordinal = x.device.index
+    tensor, ordinal = _detached(x, name).resolve_neg(), x.device.index
+    cupy = _cupy(name, f"a tensor on {x.device}")
 
     def take(size: int, device: int) -> int:
         return torch.cuda.caching_allocator_alloc(size, device, torch.cuda.current_stream(device))
@@ -147,6 +202,8 @@ def check_out(out, shape: tuple[int, ...], like: Array) -> Array | None:
     """`out` as an Array if given: of `like`'s kind and dtype, of this shape, writable."""
     if out is None:
         return None
+    if like.dtype or like.kind in ("jax", "dlpack"):
+        raise InputError(f"out: not available for {like.dtype or like.kind} input; use the returned array")
     target = read(out, "out")
     expected = (_kind(like), str(like.data.dtype), shape)
     got = (_kind(target), str(target.data.dtype), target.data.shape)

@@ -126,4 +126,23 @@ def hard_threshold(aspect: float) -> float:
 
 def describe(cutoff) -> str:
     """The rule in the words its user wrote."""
-    return cutoff if isinstance(cutoff, str) else repr(cutoff)
+    if isinstance(cutoff, Rank):
+        return f"Rank(k={cutoff.k})"
+    if isinstance(cutoff, Energy):
+        return f"Energy(share={cutoff.share})"
+    return cutoff if isinstance(cutoff, str) else str(cutoff)
+
+
+def read(text: str):
+    """The rule that `describe` gave these words.
+
+    >>> read("Rank(k=3)"), read("0.01"), read("jax")
+    (Rank(k=3), 0.01, 'jax')
+    """
+    for kind, opening, number in ((Rank, "Rank(k=", int), (Energy, "Energy(share=", float)):
+        if text.startswith(opening):
+            return kind(number(text[len(opening) : -1]))
+    try:
+        return float(text)
+    except ValueError:
+        return text

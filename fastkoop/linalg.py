@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
-from . import arrays, checks
+from . import arrays, checks, traced
 from . import cutoff as rules
 from .backends import NON_FINITE, backend_for
 
@@ -63,6 +65,14 @@ def predict(X, steps, *, cutoff="array_api", time_axis=-1, check_finite=True, ou
     >>> predict(X, 3) / X[:, -1]                       # 0.5^3 and 0.9^3
     array([0.125, 0.729])
     """
+    if traced.torch_compiles(X):
+        traced.refuse_out(out)
+        return sys.modules["torch"].ops.fastkoop.predict(X, steps, rules.describe(cutoff), time_axis, check_finite)
+    if traced.jax_traces(X):
+        traced.refuse_out(out)
+        options = {"cutoff": cutoff, "time_axis": time_axis, "check_finite": check_finite}
+        return traced.by_callback(lambda X: predict(X, steps, **options), X, traced.moved(X.shape, time_axis))
+    traced.register(predict, pinv)
     source = arrays.read(X)
     snapshots = time_major(source.data, time_axis)
     steps = checks.integer("steps", steps, least=0)
@@ -104,6 +114,13 @@ def pinv(F, *, cutoff="array_api", check_finite=True, out=None):
     array([[1., 0.],
            [0., 1.]])
     """
+    if traced.torch_compiles(F):
+        traced.refuse_out(out)
+        return sys.modules["torch"].ops.fastkoop.pinv(F, rules.describe(cutoff), check_finite)
+    if traced.jax_traces(F):
+        traced.refuse_out(out)
+        options = {"cutoff": cutoff, "check_finite": check_finite}
+        return traced.by_callback(lambda F: pinv(F, **options), F, traced.turned(F.shape))
     source = arrays.read(F, "F")
     if source.data.ndim < 2:
         raise checks.InputError(f"F: expected at least 2 dimensions (..., n, m), got shape {source.data.shape}")
@@ -118,3 +135,6 @@ def pinv(F, *, cutoff="array_api", check_finite=True, out=None):
         if check_finite and source.device is None:
             refuse_non_finite(route, tuple(batch), "F")
         return _handed_over(result.reshape(*batch, m, n), source, target, out)
+
+
+traced.register(predict, pinv)

@@ -39,7 +39,7 @@ def test_a_negated_view_is_read_right():
 def test_the_argument_is_named():
     with pytest.raises(TypeError, match=r"^F: expected float32 or float64"):
         arrays.read(np.arange(3), "F")
-    with pytest.raises(TypeError, match=r"^out: expected a NumPy or CuPy array"):
+    with pytest.raises(TypeError, match=r"^out: expected an array of NumPy, CuPy or JAX"):
         arrays.check_out([1], (1,), arrays.read(np.zeros(1)))
 
 

@@ -394,7 +394,7 @@ class TestOut:
         for out in wrong:
             with pytest.raises(ValueError, match=r"out: expected a (numpy|torch) array of .* got a"):
                 function(X, out=out)
-        with pytest.raises(TypeError, match="out: expected a NumPy or CuPy array or a PyTorch tensor, got list"):
+        with pytest.raises(TypeError, match="out: expected an array of NumPy, CuPy or JAX.* got list"):
             function(X, out=[0.0])
         if kind == "numpy":
             out = np.zeros((3, *shape), dtype)
@@ -520,17 +520,17 @@ class TestErrors:
     @pytest.mark.parametrize("make", [fk.predict, fk.pinv])
     def test_kinds_and_types(self, make):
         call = (lambda X: make(X, 1)) if make is fk.predict else make
-        for dtype in (np.float16, np.int64, np.complex64, ">f4"):
+        for dtype in (">f2", np.int64, np.complex64, ">f4"):
             with pytest.raises(TypeError, match=r"expected float32 or float64 .* got .*; pass .\.astype"):
                 call(np.ones((3, 4), dtype))
-        with pytest.raises(TypeError, match="expected a NumPy or CuPy array or a PyTorch tensor, got list"):
+        with pytest.raises(TypeError, match="expected an array of NumPy, CuPy or JAX.* got list"):
             call([[1.0, 2.0]])
         with pytest.raises(TypeError, match="masked array"):
             call(np.ma.ones((3, 4)))
         with pytest.raises(TypeError, match=r"requires grad .*detach\(\)"):
             call(torch.ones(3, 4, requires_grad=True))
-        with pytest.raises(TypeError, match=r"expected float32 or float64, got torch.bfloat16; pass .\.float\(\)"):
-            call(torch.ones(3, 4, dtype=torch.bfloat16))
+        with pytest.raises(TypeError, match=r"expected float32 or float64, got torch.int32; pass .\.float\(\)"):
+            call(torch.ones(3, 4, dtype=torch.int32))
         with pytest.raises(TypeError, match=r"dense tensor, .* pass .\.to_dense\(\)"):
             call(torch.ones(3, 4).to_sparse())
         with pytest.raises(TypeError, match=r"expected a tensor on the CPU or on a CUDA device, got one on meta"):
