@@ -78,7 +78,8 @@ def _from_jax(x, name: str) -> Array:
 
     if isinstance(x, jax.core.Tracer):
         raise TypeError(
-            f"{name}: an operator cannot be fitted inside jax.jit; fit outside, or call fastkoop.predict or fastkoop.pinv"
+            f"{name}: an operator cannot be fitted inside jax.jit; fit outside, or call fastkoop.predict or "
+            "fastkoop.pinv"
         )
     if len(x.devices()) > 1:
         raise TypeError(f"{name}: expected an array on one device, got one on {len(x.devices())}")

@@ -15,7 +15,6 @@ import numpy as np
 from . import cutoff as rules
 from .checks import InputError
 
-
 _registered = False
 
 

@@ -40,7 +40,10 @@ __device__ bool is_constant(bool alike, const Block<T>& block, const Problem& p)
   int differ = 0;
   for (int i = threadIdx.x; i < p.n; i += blockDim.x) {
     const double first = to_double(block.at[i * weight]);
-    for (int t = 1; t < p.columns && !differ; ++t) differ = to_double(block.at[t * time + i * weight]) != first;
+    for (int t = 1; t < p.columns && !differ; t += 8)
+#pragma unroll
+      for (int k = 0; k < 8; ++k)  // eight loads at once
+        if (t + k < p.columns) differ |= to_double(block.at[(t + k) * time + i * weight]) != first;
   }
   return !__syncthreads_or(differ);
 }
@@ -51,14 +54,15 @@ __device__ inline bool keeps_rank_one(const Problem& p) {
 }
 
 // Prove from the Gram matrix S that every singular value counts and that the Gram route resolves it: S minus what is
-// needed times the identity has a Cholesky factor (algebra.certified). A is scratch for it; unit as from `unit_of`.
-__device__ inline bool certified(const double* S, const Problem& p, int across, double unit, double* A, double* sums) {
+// needed times the identity has a Cholesky factor (algebra.certified). size: its trace; A: scratch for it.
+__device__ inline bool certified(const double* S, const Problem& p, int across, double size, double* A, double* sums) {
   if (p.rule != RELATIVE && p.rule != SPACING) return false;
   const int order = p.order, thread = threadIdx.x;
+  const double unit = unit_of(size), shrink = 1.0 / unit;  // a power of two
   if (thread < WARP) {
     double squares = 0.0;
     for (int at = thread; at < order * order; at += WARP) {
-      const double x = S[at / order * across + at % order] / unit / unit;
+      const double x = S[at / order * across + at % order] * shrink * shrink;
       squares = fma(x, x, squares);
     }
     squares = warp_sum(squares);
@@ -70,7 +74,7 @@ __device__ inline bool certified(const double* S, const Problem& p, int across, 
   const double largest = sqrt(sums[0]);  // of S / unit^2: its norm is at most that
   const double threshold = limit(sqrt(largest), p, unit);
   double needed = max(threshold * threshold, p.least * largest) + p.gram * largest;
-  needed = needed * unit * unit + (order + 4) * EPS * trace(S, order, across);
+  needed = needed * unit * unit + (order + 4) * EPS * size;
   for (int i = thread; i < order; i += blockDim.x) A[i * across + i] -= needed;
   __syncthreads();
   return factorize(A, order, order, across);
@@ -108,9 +112,6 @@ struct Factors {
   long long* rank;
   signed char *edge, *route;
 };
-
-// Whether an operator answers a block of this route.
-__device__ inline bool has_operator(signed char route) { return route == EIGEN || route == SVD; }
 
 // Pointers to the block in place `slot` of arrays over many.
 __device__ inline Factors factors_of(const Factors& all, long long slot, int order) {

@@ -56,6 +56,8 @@ WORKSPACE = 1 << 28
 EXACT_WORKSPACE = 1 << 27  # for the SVD's columns: so many CTAs run at once
 GRID_Y = 65535
 AXES = 4  # of the batch that a kernel follows
+KEPT = 64  # lists of step counts
+STRIP_NUMBERS = 1 << 14  # that a CTA records
 
 
 def instances(device: Device) -> list[str]:
@@ -68,6 +70,22 @@ def instances(device: Device) -> list[str]:
         names += [f"record<{data}, {to}>" for to in NAMES.values()]
         names += [f"{kernel}<{rows}>" for kernel in ("predict", "gram", "inverse") for rows in tiled]
     return [f"fastkoop::{name}" for name in names]
+
+
+def split(strips: np.ndarray, itemsize: int) -> np.ndarray:
+    """STRIP entries of parameters of this itemsize, cut into as much as one CTA should record."""
+    parts = []
+    for strip in strips:
+        columns = max(1, min(int(strip["columns"]), STRIP_NUMBERS))
+        rows = STRIP_NUMBERS // columns
+        for i in range(0, int(strip["rows"]), rows):
+            for j in range(0, int(strip["columns"]), columns):
+                part = strip.copy()
+                part["from"] = int(strip["from"]) + itemsize * int(i * strip["from_row"] + j * strip["from_column"])
+                part["to"] = strip["to"] + i * strip["to_row"] + j
+                part["rows"], part["columns"] = min(rows, strip["rows"] - i), min(columns, strip["columns"] - j)
+                parts.append(part)
+    return np.array(parts, STRIP)
 
 
 def layout_of(X) -> np.ndarray:
@@ -101,6 +119,7 @@ class Cuda:
 
     def __init__(self, driver: Driver, workspace: int = WORKSPACE):
         self.driver, self.xp, self.device, self.workspace = driver, driver.xp, driver.device, workspace
+        self._kept: dict = {}
 
     # What a launch is made of.
 
@@ -222,19 +241,20 @@ class Cuda:
         return pointers
 
     def _solve(self, gram, n: int, m: int, cutoff, dtype, factors: Factors, pending=None) -> None:
-        """`solve` of all blocks, or of those that `pending` marks EIGEN; route SVD where a Gram matrix does not do."""
+        """`solve` of all blocks, or of those on a list whose route is EIGEN; route SVD where a Gram matrix fails."""
         how = small_launch(min(n, m), solve_bytes(min(n, m), n <= m))
         problem = self._problem(len(gram), n, m, dtype, cutoff)
-        marks = np.uint64(self.driver.address(pending))
-        self._launch("fastkoop::solve", len(gram), how, gram, problem, marks, self._pointers(factors))
+        work = np.uint64(self.driver.address(pending))
+        self._launch("fastkoop::solve", len(gram), how, gram, problem, work, self._pointers(factors))
 
-    def _exactly(self, X, cutoff, factors: Factors, routes: tuple[int, ...]) -> None:
-        """Factors from the data itself of the blocks whose route is one of these."""
+    def _exactly(self, X, cutoff, factors: Factors, routes: tuple[int, ...], pending=None) -> None:
+        """Factors from the data itself of the blocks, all or those on a list, whose route is one of these."""
         n, m, blocks = X.shape[-1], len(X) - 1, math.prod(X.shape[1:-1])
         name, how, workspace = self._exact_launch("exact", X.dtype, n, m, blocks)
         which = np.uint32(sum(1 << route for route in routes))
         problem, pointers = self._problem(blocks, n, m, X.dtype, cutoff), self._pointers(factors)
-        self._launch_exact(name, how, workspace, X, layout_of(X), problem, which, workspace, pointers)
+        work = np.uint64(self.driver.address(pending))
+        self._launch_exact(name, how, workspace, X, layout_of(X), problem, work, which, workspace, pointers)
 
     def _exact_launch(self, kernel: str, dtype, n: int, m: int, blocks: int) -> tuple:
         """Name, shape and workspace (CTAs, numbers each) of the kernels that need their own copy of a block."""
@@ -265,11 +285,12 @@ class Cuda:
     def evolve(self, factors: Factors, steps: np.ndarray, pending=None):
         """Coefficients of K^steps x_last: (B, len(steps), q), float64, for ascending counts steps >= 1.
 
-        pending: routes of the blocks, (B,) int8, to pass over those that no operator answers.
+        pending: a list of blocks (how many, then which; int32) to evolve no others.
         """
         steps = np.ascontiguousarray(steps, np.int64)
         if len(steps) and (steps[0] < 1 or (np.diff(steps) < 0).any()):
             raise ValueError(f"steps: expected ascending counts >= 1, got {steps}")
+        factors = self._contiguous(factors)
         B, q, r = factors.lift.shape
         if not (q == r and r <= 64 and evolve_bytes(r) <= self.device.shared):
             return cuda_library.evolve(self.xp, factors, steps)
@@ -278,11 +299,26 @@ class Cuda:
             how = small_launch(q, evolve_bytes(q))
             # blocks and order are all that it reads
             problem = self._problem(B, q, q, np.float64)
-            marks = np.uint64(self.driver.address(pending))
-            counts = self.xp.asarray(steps) if len(steps) > 1 else np.uint64(0)  # one number needs no copy
-            arguments = self._pointers(factors), problem, marks, counts, steps[0], np.int32(len(steps)), out
+            work = np.uint64(self.driver.address(pending))
+            counts = self._counts(steps.tobytes()) if len(steps) > 1 else np.uint64(0)  # one number needs no copy
+            arguments = self._pointers(factors), problem, work, counts, steps[0], np.int32(len(steps)), out
             self._launch("fastkoop::evolve", B, how, *arguments)
         return out
+
+    def _contiguous(self, factors: Factors) -> Factors:
+        """The same with what `evolve` reads in C order and of the right type, whoever made it."""
+        dtypes = {"lift": "f8", "operator": "f8", "start": "f8", "rank": "i8", "route": "i1"}
+        return factors._replace(
+            **{name: self.xp.ascontiguousarray(getattr(factors, name), dtype) for name, dtype in dtypes.items()}
+        )
+
+    def _counts(self, steps: bytes):
+        """Step counts in device memory, kept: a graph that is being captured must not copy from the host."""
+        if steps not in self._kept:
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
+            self._kept[steps] = self.xp.asarray(np.frombuffer(steps, np.int64))
+        return self._kept[steps]
 
     def advance(self, factors: Factors, start, steps: int):
         """Coordinates `steps` further on: operator^steps start, (B, r)."""
@@ -305,15 +341,16 @@ class Cuda:
         self._combine(rows, self.xp.ascontiguousarray(coefficients), q, out)
         return out
 
-    def _combine(self, rows, coefficients, q: int, out, route=None) -> None:
-        """`combine` into out (k, B, n), for all blocks or those whose route says that an operator answers them."""
+    def _combine(self, rows, coefficients, q: int, out, pending=None) -> None:
+        """`combine` into out (k, B, n), for all blocks or those on a list."""
         states, B, n = out.shape
         if not out.size:
             return
         problem = self._problem(B, n, 1, rows.dtype)
-        ctas = min(-(-n // 256), 4 * self.device.multiprocessors), min(B, GRID_Y)
-        marks = np.uint64(self.driver.address(route))
-        arguments = rows, layout_of(rows), problem, coefficients, np.int32(q), np.int32(states), marks, out
+        across, most = -(-n // 256), 16 * self.device.multiprocessors
+        ctas = min(across, most), min(B, GRID_Y, max(1, most // across))
+        work = np.uint64(self.driver.address(pending))
+        arguments = rows, layout_of(rows), problem, coefficients, np.int32(q), np.int32(states), work, out
         threads = min(256, -(-n // 32) * 32)
         self.driver.launch(f"fastkoop::combine<{NAMES[rows.dtype]}>", ctas, threads, 8 * STATES * q, arguments)
 
@@ -363,10 +400,11 @@ class Cuda:
         n, m, B = X.shape[-1], len(X) - 1, len(out)
         if not B:
             return
-        wide, count = n <= m, np.int64(steps)
+        wide, count, pending = n <= m, np.int64(steps), self.xp.zeros(B + 1, np.int32)
         if n == 1 and (cutoff[0] not in ("median", "relative") or (cutoff[0] == "relative" and cutoff[1] < 1.0)):
             name, problem = f"fastkoop::predict_scalars<{NAMES[X.dtype]}>", self._problem(B, n, m, X.dtype, cutoff)
-            self.driver.launch(name, (self._waves(B), 1), 256, 0, (X, layout_of(X), problem, count, out, route))
+            arguments = X, layout_of(X), problem, count, out, route, pending
+            self.driver.launch(name, (self._waves(B), 1), 256, 0, arguments)
             fused = True
             grams = None
         else:
@@ -374,15 +412,15 @@ class Cuda:
             fused = how.splits == 1
             if fused:
                 grams = self.xp.empty((B, 2 * n + 1, n) if wide else (B, m + 1, m + 1))
-                self._launch(name, B, how, X, layout_of(X), problem, count, out, route, grams)
+                self._launch(name, B, how, X, layout_of(X), problem, count, out, route, grams, pending)
             else:
                 grams = self.gram(X)
         factors = self._allocate(B, n, m, route)
-        pending = route.copy() if fused else None
+        pending = pending if fused else None
         if grams is not None:
             self._solve(grams, n, m, cutoff, X.dtype, factors, pending)
         routes = (SVD,) if fused or X.dtype == np.float32 else (SVD, ZERO, NON_FINITE)
-        self._exactly(X, cutoff, factors, routes)
+        self._exactly(X, cutoff, factors, routes, pending)
         coefficients = self.evolve(factors, np.array([steps]), pending)
         rows, q = (X, 0) if wide else (X[1:], m)
         self._combine(rows, coefficients, q, out[None], pending)
@@ -405,11 +443,11 @@ class Cuda:
     def record(self, strips: np.ndarray, source, snapshot) -> None:
         """Write strips of parameters of dtype `source` into one snapshot of the time-major buffer, in one launch.
 
-        strips: STRIP entries in device memory, as bytes; snapshot: the buffer's row, 1-D.
+        strips: what `split` made, in device memory, as bytes; snapshot: the buffer's row, 1-D.
         """
         if count := strips.nbytes // STRIP.itemsize:
             name = f"fastkoop::record<{NAMES[np.dtype(source)]}, {NAMES[snapshot.dtype]}>"
-            self.driver.launch(name, (self._waves(snapshot.size), count), 256, 0, (strips, snapshot))
+            self.driver.launch(name, (count, 1), 256, 0, (strips, snapshot))
 
     # What has no kernel: small nonsymmetric eigenproblems, on the host.
 

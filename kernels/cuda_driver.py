@@ -44,8 +44,9 @@ class Driver:
 
     def __init__(self, ordinal: int):
         import cupy
+        from cupyx.profiler import time_range
 
-        self.xp = cupy
+        self.xp, self._range = cupy, time_range
         self.ordinal = ordinal
         with cupy.cuda.Device(ordinal) as device:
             found = device.attributes
@@ -77,14 +78,9 @@ class Driver:
 
     def launch(self, name: str, grid: tuple[int, int], threads: int, shared: int, arguments: tuple) -> None:
         """Run a kernel on the current stream; arguments are arrays, NumPy scalars and structured NumPy arrays."""
-        with self.xp.cuda.Device(self.ordinal), self.range(name):
-            self.kernel(name)(grid, (threads,), arguments, shared_mem=shared)
-
-    def range(self, name: str):
-        """A range that profilers show under FastKoop's own name."""
-        from cupyx.profiler import time_range
-
-        return time_range(f"fastkoop.{bare(name)}")
+        kernel = self.kernel(name)
+        with self.xp.cuda.Device(self.ordinal), self._range(f"fastkoop.{bare(name)}"):  # what profilers show
+            kernel(grid, (threads,), arguments, shared_mem=shared)
 
     def address(self, array) -> int:
         """Where an array's first element lies; 0 of none."""

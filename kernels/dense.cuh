@@ -3,17 +3,17 @@
 namespace fastkoop {
 
 // In place and lower: A = L D L^T, the columns of L left unscaled (L D); rows order .. `rows` are carried along as
-// right-hand sides. False if a pivot is not positive. One barrier a column: no column waits for a square root.
+// right-hand sides. False if a pivot is not positive. A warp a column, a lane a row: rows lie an odd number apart, so
+// that lanes meet no bank twice. One barrier a column, and none waits for a square root.
 __device__ inline bool factorize(double* A, int order, int rows, int across) {
-  const int thread = threadIdx.x, threads = blockDim.x;
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
   for (int k = 0; k < order; ++k) {
     const double pivot = A[k * across + k];
     if (!(pivot > 0.0)) return false;  // the same for all threads
     const double inverse = 1.0 / pivot;
-    const int size = rows - k - 1;
-    for (int at = thread; at < size * size; at += threads) {
-      const int i = k + 1 + at / size, j = k + 1 + at % size;
-      if (j <= i && j < order) A[i * across + j] -= A[i * across + k] * inverse * A[j * across + k];
+    for (int j = k + 1 + warp; j < order; j += warps) {
+      const double factor = A[j * across + k] * inverse;
+      for (int i = j + lane; i < rows; i += WARP) A[i * across + j] -= A[i * across + k] * factor;
     }
     __syncthreads();
   }
@@ -40,6 +40,12 @@ struct Rotation {
   double c, s;
 };
 
+// A rotation and the two rows that it turns.
+struct Turn {
+  Rotation by;
+  int p, q;
+};
+
 // The Jacobi rotation that makes [app apq; apq aqq] diagonal (Golub & Van Loan 2013, algorithm 8.5.1).
 __device__ inline Rotation rotation(double app, double apq, double aqq) {
   const double theta = (aqq - app) / (2.0 * apq);
@@ -60,58 +66,55 @@ constexpr int SWEEPS = 40;  // of Jacobi; 6 to 10 are usual
 
 // Cyclic Jacobi: eigenvalues of the symmetric A (given in full) onto its diagonal, eigenvectors into the rows of V.
 // Off-diagonals below eps / 4 of A's norm count as zero, as they are within its own rounding. All rotations of a round
-// act at once, each thread on 2 x 2 blocks of its own. turns: order / 2 rounded up; worked: one int.
-__device__ inline bool jacobi(double* A, double* V, int order, int across, Rotation* turns, int* worked) {
+// act at once: a warp a pair of rows J, a lane a pair of columns K <= J, each on 2 x 2 numbers of its own and their
+// mirror image. turns: order / 2 rounded up; worked: one int.
+__device__ inline bool jacobi(double* A, double* V, int order, int across, Turn* turns, int* worked) {
   const int thread = threadIdx.x, threads = blockDim.x, pairs = (order + 1) / 2;
+  const int lane = thread % WARP, warp = thread / WARP, warps = threads / WARP;
   double largest = 0.0;
   for (int i = 0; i < order; ++i) largest = max(largest, fabs(A[i * across + i]));  // <= ||A|| <= order times that
   const double small = 0.25 * EPS * largest;
-  for (int at = thread; at < order * order; at += threads)
-    V[at / order * across + at % order] = at / order == at % order ? 1.0 : 0.0;
+  for (int i = warp; i < order; i += warps)
+    for (int j = lane; j < order; j += WARP) V[i * across + j] = i == j ? 1.0 : 0.0;
   __syncthreads();
   for (int sweep = 0; sweep < SWEEPS; ++sweep) {
     if (thread == 0) *worked = 0;
     __syncthreads();
     for (int round = 0; round < 2 * pairs - 1; ++round) {
       for (int j = thread; j < pairs; j += threads) {
-        int p, q;
-        pair_of(order, round, j, &p, &q);
-        turns[j] = {1.0, 0.0};
-        if (q < order && fabs(A[p * across + q]) > small) {
-          turns[j] = rotation(A[p * across + p], A[p * across + q], A[q * across + q]);
+        Turn turn = {{1.0, 0.0}, 0, 0};
+        pair_of(order, round, j, &turn.p, &turn.q);
+        if (turn.q < order && fabs(A[turn.p * across + turn.q]) > small) {
+          turn.by = rotation(A[turn.p * across + turn.p], A[turn.p * across + turn.q], A[turn.q * across + turn.q]);
           *worked = 1;
         }
+        turns[j] = turn;
       }
       __syncthreads();
-      for (int at = thread; at < pairs * pairs; at += threads) {
-        const int J = at / pairs, K = at % pairs;
-        if (K > J) continue;
-        int p, q, u, v;
-        pair_of(order, round, J, &p, &q);
-        pair_of(order, round, K, &u, &v);
-        const Rotation g = turns[J], h = turns[K];
-        const bool hasq = q < order, hasv = v < order;
-        const double pu = A[p * across + u], pv = hasv ? A[p * across + v] : 0.0;
-        const double qu = hasq ? A[q * across + u] : 0.0, qv = hasq && hasv ? A[q * across + v] : 0.0;
-        const double xu = g.c * pu - g.s * qu, yu = g.s * pu + g.c * qu;
-        const double xv = g.c * pv - g.s * qv, yv = g.s * pv + g.c * qv;
-        const double npu = h.c * xu - h.s * xv, npv = h.s * xu + h.c * xv;
-        const double nqu = h.c * yu - h.s * yv, nqv = h.s * yu + h.c * yv;
-        A[p * across + u] = A[u * across + p] = npu;
-        if (hasv) A[p * across + v] = A[v * across + p] = npv;
-        if (hasq) A[q * across + u] = A[u * across + q] = nqu;
-        if (hasq && hasv) A[q * across + v] = A[v * across + q] = nqv;
-        if (J == K && g.s != 0.0) A[p * across + q] = A[q * across + p] = 0.0;
-      }
-      for (int at = thread; at < pairs * order; at += threads) {
-        const int J = at / order, i = at % order;
-        int p, q;
-        pair_of(order, round, J, &p, &q);
-        const Rotation g = turns[J];
-        if (q >= order || g.s == 0.0) continue;
-        const double x = V[p * across + i], y = V[q * across + i];
-        V[p * across + i] = g.c * x - g.s * y;
-        V[q * across + i] = g.s * x + g.c * y;
+      for (int J = warp; J < pairs; J += warps) {
+        const Rotation g = turns[J].by;
+        const int p = turns[J].p, q = turns[J].q;
+        const bool hasq = q < order;
+        for (int K = lane; K <= J; K += WARP) {
+          const Rotation h = turns[K].by;
+          const int u = turns[K].p, v = turns[K].q;
+          if (g.s == 0.0 && h.s == 0.0) continue;
+          const bool hasv = v < order;
+          const double pu = A[p * across + u], pv = hasv ? A[p * across + v] : 0.0;
+          const double qu = hasq ? A[q * across + u] : 0.0, qv = hasq && hasv ? A[q * across + v] : 0.0;
+          const double xu = g.c * pu - g.s * qu, yu = g.s * pu + g.c * qu;
+          const double xv = g.c * pv - g.s * qv, yv = g.s * pv + g.c * qv;
+          A[p * across + u] = A[u * across + p] = h.c * xu - h.s * xv;
+          if (hasv) A[p * across + v] = A[v * across + p] = h.s * xu + h.c * xv;
+          if (hasq) A[q * across + u] = A[u * across + q] = h.c * yu - h.s * yv;
+          if (hasq && hasv) A[q * across + v] = A[v * across + q] = h.s * yu + h.c * yv;
+          if (J == K && g.s != 0.0) A[p * across + q] = A[q * across + p] = 0.0;
+        }
+        for (int i = lane; i < order && g.s != 0.0; i += WARP) {
+          const double x = V[p * across + i], y = V[q * across + i];
+          V[p * across + i] = g.c * x - g.s * y;
+          V[q * across + i] = g.s * x + g.c * y;
+        }
       }
       __syncthreads();
     }

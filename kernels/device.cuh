@@ -106,6 +106,14 @@ __device__ __forceinline__ long long offset(const Layout& X, int b) {
   return at;
 }
 
+// The blocks a launch is for: all of them, or those of a list that an earlier launch made: how many, then which, in no
+// particular order. The results of a block do not depend on its place.
+struct Work {
+  const int* list;
+  __device__ int count(const Problem& p) const { return list ? list[0] : p.blocks; }
+  __device__ int block(int i) const { return list ? list[1 + i] : i; }
+};
+
 // Hands out a CTA's shared memory from front to back, each part on 16 bytes; plan.py adds up the same parts.
 struct Shared {
   unsigned char* at;

@@ -2,15 +2,14 @@
 
 namespace fastkoop {
 
-// coefficients[b, k] = lift op^(steps[k] - 1) start, of all blocks or those that `pending` gives an operator; zero of
-// a block of rank 0, NaN of one that is not finite.
+// coefficients[b, k] = lift op^(steps[k] - 1) start, of all blocks or those on a list; zero of a block of rank 0, NaN
+// of one that is not finite.
 //
 // Launch: any number of CTAs, each takes every gridDim.x-th block; whole warps, up to 256 threads. `steps` ascend
 // from 1; a single one comes as `only`. Reads an operator a step, mostly from L1; squares it instead over long gaps.
 // Shared: two matrices of `order`, two vectors.
-__global__ void __launch_bounds__(256, 1) evolve(Factors all, Problem p, const signed char* pending,
-                                                 const long long* steps, long long only, int count,
-                                                 double* coefficients) {
+__global__ void __launch_bounds__(256, 1)
+    evolve(Factors all, Problem p, Work work, const long long* steps, long long only, int count, double* coefficients) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
   const int order = p.order, thread = threadIdx.x, threads = blockDim.x;
@@ -18,8 +17,8 @@ __global__ void __launch_bounds__(256, 1) evolve(Factors all, Problem p, const s
   double* Q = shared.take<double>(order * order);
   double* y = shared.take<double>(order);
   double* spare = shared.take<double>(order);
-  for (int b = blockIdx.x; b < p.blocks; b += gridDim.x) {
-    if (pending && !has_operator(pending[b])) continue;
+  for (int i = blockIdx.x; i < work.count(p); i += gridDim.x) {
+    const int b = work.block(i);
     const Factors block = factors_of(all, b, order);
     const int r = static_cast<int>(*block.rank);
     double* const out = coefficients + static_cast<long long>(b) * count * order;

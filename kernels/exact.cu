@@ -2,18 +2,20 @@
 
 namespace fastkoop {
 
-// Reduced operators from the data itself, of the blocks whose route is one of those in `which` (a bit each).
+// Reduced operators from the data itself, of the blocks, all or those on a list, whose route is one of
+// those in `which` (a bit each).
 //
 // Launch: as many CTAs as the workspace has shares of order * max(n, m) doubles; whole warps, up to 256 threads.
 // Reads the data once, its share of the workspace some hundred times, mostly from L2. Shared: one matrix of `order`,
 // three vectors.
 template <class T>
 __global__ void __launch_bounds__(256, 1)
-    exact(const T* data, Layout X, Problem p, unsigned which, double* workspace, Factors all) {
+    exact(const T* data, Layout X, Problem p, Work work, unsigned which, double* workspace, Factors all) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
   Exact e = exact_in(shared, p, workspace);
-  for (int b = blockIdx.x; b < p.blocks; b += gridDim.x) {
+  for (int i = blockIdx.x; i < work.count(p); i += gridDim.x) {
+    const int b = work.block(i);
     if (!(which >> all.route[b] & 1)) continue;
     const Block<T> block(data, X, p, b);
     const Factors out = factors_of(all, b, p.order);

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4) gram(const T* data, Layout
   for (int b = blockIdx.y; b < p.blocks; b += gridDim.y) {
     const Block<T> block(data, X, p, b);
     gram_of<Sum, R>(block, p, begin, end, tile, S, across);
-    write_gram(block, p, begin, end, tile, S, across, D, grams, b * p.splits + blockIdx.x);
+    write_gram<Sum>(block, p, begin, end, tile, S, across, D, grams, static_cast<long long>(b) * p.splits + blockIdx.x);
     __syncthreads();
   }
 }

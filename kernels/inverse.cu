@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4)
   double* const U = shared.take<double>(order * INVERSE_LINES);
   double* const values = shared.take<double>(order);
   double* const squares = shared.take<double>(order);
-  Rotation* const turns = shared.take<Rotation>((order + 1) / 2);
+  Turn* const turns = shared.take<Turn>((order + 1) / 2);
   int* const place = shared.take<int>(order);
   int* const worked = shared.take<int>(1);
   for (int b = blockIdx.x; b < p.blocks; b += gridDim.x) {

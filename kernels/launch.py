@@ -6,6 +6,7 @@ so that a block's bits do not depend on its batch.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -68,7 +69,7 @@ def square(order: int) -> tuple[int, int]:
 def solve_bytes(order: int, wide: bool) -> int:
     """Shared memory of `solve`."""
     matrices = [square(order)] * (3 if wide else 2)
-    return bytes_of(*matrices, *[(order, 8)] * 3, ((order + 1) // 2, 16), (order, 4), (1, 16), (1, 4))
+    return bytes_of(*matrices, *[(order, 8)] * 3, ((order + 1) // 2, 24), (order, 4), (1, 16), (1, 4))
 
 
 def evolve_bytes(order: int) -> int:
@@ -107,9 +108,10 @@ def shape_of(kernel: str, n: int, m: int, columns: int, wide: bool, itemsize: in
     if kernel == "gram":
         return Shape(rows, lines, int(wide), itemsize, (square(rows),) * (2 if wide else 1))
     fixed = (square(order), square(order), (order * INVERSE_LINES, 8), (order, 8), (order, 8))
-    return Shape(rows, lines, 0, itemsize, (*fixed, ((order + 1) // 2, 16), (order, 4), (1, 4)))
+    return Shape(rows, lines, 0, itemsize, (*fixed, ((order + 1) // 2, 24), (order, 4), (1, 4)))
 
 
+@functools.lru_cache(maxsize=1024)
 def launch(shape: Shape, device: Device) -> Launch | None:
     """Tile and threads for a shape; None where not even the least tile fits the device's shared memory.
 
@@ -120,7 +122,7 @@ def launch(shape: Shape, device: Device) -> Launch | None:
     tile = shape.lines if ctas >= 2 and shape.shared(shape.lines) <= device.shared else 0
     for ctas in () if tile else (4, 3, 2, 1):
         room = min(device.shared, device.shared_total // ctas - RESERVED)
-        most = max((k for k in range(LEAST_TILE, shape.lines + 32, 32) if shape.shared(k) <= room), default=0)
+        most = largest_tile(shape, room)
         if most:
             count = math.ceil(shape.lines / most)
             tile = 32 * math.ceil(shape.lines / count / 32)
@@ -135,14 +137,27 @@ def launch(shape: Shape, device: Device) -> Launch | None:
     return Launch(threads, shape.shared(tile), tile, pitch_of(tile + shape.extra), splits)
 
 
+def largest_tile(shape: Shape, room: int) -> int:
+    """The most lines, a multiple of 32 from LEAST_TILE on, whose tile fits; 0 if none does."""
+    per_line = shape.rows * shape.itemsize + shape.per_line
+    tile = min((room - shape.shared(0)) // per_line, shape.lines + 31) // 32 * 32
+    while tile >= LEAST_TILE and shape.shared(tile) > room:
+        tile -= 32
+    return tile if tile >= LEAST_TILE else 0
+
+
 def small_launch(order: int, shared: int) -> Launch:
     """A launch of the kernels that work on matrices of this order alone."""
     return Launch(32 if order <= 8 else 64 if order <= 16 else 128 if order <= 32 else 256, shared)
 
 
 def grid(blocks: int, shape: Launch, device: Device, registers: int) -> int:
-    """CTAs that are resident at once, each to take every so-manyth block."""
-    by_registers = device.registers // (max(registers, 1) * shape.threads)
+    """CTAs that are resident at once, each to take every so-manyth block.
+
+    Registers are given to warps, eight a thread at a time, from four files that share a multiprocessor's.
+    """
+    a_warp = 256 * math.ceil(max(registers, 1) / 8)
+    by_registers = 4 * (device.registers // 4 // a_warp) // (shape.threads // 32)
     by_shared = device.shared_total // (shape.shared + RESERVED)
     resident = max(1, min(device.ctas, device.threads // shape.threads, by_registers, by_shared))
     return max(1, min(blocks, resident * device.multiprocessors))
@@ -153,6 +168,7 @@ def tile_rows(rows: int) -> int | None:
     return next((R for R in TILE_ROWS if rows <= 8 * R), None)
 
 
+@functools.lru_cache(maxsize=1024)
 def takes(n: int, m: int, device: Device) -> bool:
     """Whether the kernels take blocks of n weights and m pairs, or the libraries."""
     order, wide = min(n, m), n <= m
@@ -179,11 +195,11 @@ class Trust(NamedTuple):
 def trust(kind: str, n: int, m: int, dtype) -> Trust:
     """Rounding bounds of a sum kind.
 
-    Pairs of floats lose about length 2^-48 of the sum of moduli, half of that bound in the worst case (Ogita, Rump &
-    Oishi 2005, proposition 5.5, for precision 2^-24), and products below 2^-126 altogether.
+    Pairs of floats that settle every four terms lose at most length 2^-46 of the sum of moduli (four times the square
+    of 2^-24 a term, as in Ogita, Rump & Oishi 2005, proposition 5.5), and products below 2^-126 altogether.
     """
     bounds = resolution(n, m, dtype)
     if kind != "DoubleFloat":
         return Trust(bounds, LEAST_TRACE, MOST_TRACE)
-    lost = max(n, m) * 2.0**-47
-    return Trust(bounds._replace(gram=bounds.gram + lost, least=bounds.least * (1.0 + lost / bounds.gram)), 1e-24, 1e36)
+    lost = max(n, m) * 2.0**-46
+    return Trust(bounds._replace(gram=bounds.gram + lost, least=bounds.least * (1.0 + lost / bounds.gram)), 1e-19, 1e36)

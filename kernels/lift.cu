@@ -5,17 +5,17 @@ namespace fastkoop {
 constexpr int STATES = 8;  // made in one pass over the rows
 
 // out[k, b] = sum over t of coefficients[b, k, t] rows[t, b], or the coefficients themselves where those are states
-// (wide blocks, q = 0); of all blocks, or of those that `pending` gives an operator.
+// (wide blocks, q = 0); of all blocks, or of those on a list.
 //
 // Launch: CTAs (share of the weights, block); up to 256 threads, a thread a weight. Reads a block's rows once for
 // every eight states, its coefficients through shared memory. Shared: 8 q doubles.
 template <class T>
-__global__ void __launch_bounds__(256) combine(const T* data, Layout X, Problem p, const double* coefficients, int q,
-                                               int count, const signed char* pending, T* out) {
+__global__ void __launch_bounds__(256)
+    combine(const T* data, Layout X, Problem p, const double* coefficients, int q, int count, Work work, T* out) {
   SHARED_MEMORY(memory);
   double* const c = reinterpret_cast<double*>(memory);
-  for (int b = blockIdx.y; b < p.blocks; b += gridDim.y) {
-    if (pending && !has_operator(pending[b])) continue;
+  for (int place = blockIdx.y; place < work.count(p); place += gridDim.y) {
+    const int b = work.block(place);
     const T* const block = data + (q ? offset(X, b) : 0);
     for (int first = 0; first < count; first += STATES) {
       const int states = min(STATES, count - first);

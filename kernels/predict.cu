@@ -6,11 +6,15 @@ namespace fastkoop {
 template <class T>
 __device__ void lift_snapshots(const Block<T>& block, const Problem& p, const double* c, const T* tile, T* result) {
   const bool resident = tiles(p) == 1;
-  const T* const from = resident ? tile : block.at;
-  const long long row = resident ? p.pitch : block.row_stride, line = resident ? 1 : block.line_stride;
   for (int i = threadIdx.x; i < p.n; i += blockDim.x) {
     double total = 0.0;
-    for (int t = 0; t < p.m; ++t) total = fma(c[t], to_double(from[(t + 1) * row + i * line]), total);
+    if (resident) {
+      const T* const from = tile + p.pitch + i;
+      for (int t = 0; t < p.m; ++t) total = fma(c[t], to_double(from[t * p.pitch]), total);
+    } else {
+      const T* const from = block.at + block.row_stride + i * block.line_stride;
+      for (int t = 0; t < p.m; ++t) total = fma(c[t], to_double(from[t * block.row_stride]), total);
+    }
     result[i] = rounded<T>(total);
   }
 }
@@ -40,16 +44,17 @@ __device__ void lift_weights(const Block<T>& block, const Problem& p, const doub
   for (int i = thread; i < p.n; i += threads) result[i] = rounded<T>(w[i]);
 }
 
-// The certified, constant, zero and non-finite blocks of a batch from data to result; the Gram matrices of the others,
-// whose route is left at EIGEN for `solve`, or at SVD for `exact` where squares overflow.
+// The certified, constant, zero and non-finite blocks of a batch from data to result; the others go onto the list
+// `pending`, (1 + blocks) ints that start at 0, with their Gram matrices: their route is left at EIGEN for `solve`, or
+// at SVD for `exact` where squares overflow.
 //
 // Launch: any number of CTAs, each takes every gridDim.x-th block; whole warps, up to 128 threads.
 // Reads: the data once where a block fits one tile, twice (then mostly from L2) where it does not.
 // Writes: a row of `out` a finished block; (m+1)^2 doubles (tall) or (2n+1) n (wide) of `grams` a pending one.
 // Shared: the tile, two matrices of order + 1, three vectors.
 template <class T, class Sum, int R>
-__global__ void __launch_bounds__(128, R > 5 ? 2 : 4)
-    predict(const T* data, Layout X, Problem p, long long steps, T* out, signed char* route, double* grams) {
+__global__ void __launch_bounds__(128, R > 5 ? 2 : 4) predict(const T* data, Layout X, Problem p, long long steps,
+                                                              T* out, signed char* route, double* grams, int* pending) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
   const int order = p.order, rows = order + 1, across = rows | 1;
@@ -60,6 +65,8 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4)
   double* const c = shared.take<double>(p.wide ? p.tile : order);
   double* const spare = shared.take<double>(order);
   const int thread = threadIdx.x, threads = blockDim.x;
+  // a wide block's further steps need Fp F^T, and very many of them are cheaper by squaring an operator
+  const bool beyond = steps > 1 && (p.wide || steps > 4.0 * order * order * log2(steps + 2.0));
 
   for (int b = blockIdx.x; b < p.blocks; b += gridDim.x) {
     const Block<T> block(data, X, p, b);
@@ -81,11 +88,14 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4)
           p.wide ? fabs(size - p.m * last) <= p.m * near : fabs(S[0] - last) <= near && fabs(side[0] - last) <= near;
       if (keeps_rank_one(p) && is_constant(alike, block, p))
         way = CONSTANT;
-      else if (!(p.wide && steps > 1) && certified(S, p, across, unit_of(size), A, spare))
+      else if (!beyond && certified(S, p, across, size, A, spare))
         way = CHOLESKY;
     }
     __syncthreads();
-    if (thread == 0) route[b] = way;
+    if (thread == 0) {
+      route[b] = way;
+      if (way == EIGEN || way == SVD) pending[1 + atomicAdd(pending, 1)] = b;
+    }
     if (way == CHOLESKY) {
       for (int at = thread; at < rows * rows; at += threads)
         A[at / rows * across + at % rows] = S[at / rows * across + at % rows];
@@ -101,7 +111,7 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4)
         lift_snapshots(block, p, c, tile, result);
       }
     } else if (way == EIGEN) {
-      write_gram(block, p, 0, tiles(p), tile, S, across, A, grams, b);
+      write_gram<Sum>(block, p, 0, tiles(p), tile, S, across, A, grams, b);
     } else if (way != SVD) {
       for (int i = thread; i < p.n; i += threads)
         result[i] = way == ZERO ? T(0) : way == CONSTANT ? block.at[newest + i * weight] : rounded<T>(nan(""));
@@ -115,8 +125,9 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4)
 // Launch: a thread a block, grid-stride. Reads the data once; coalesced where weights lie side by side. No shared.
 template <class T>
 __global__ void __launch_bounds__(256)
-    predict_scalars(const T* data, Layout X, Problem p, long long steps, T* out, signed char* route) {
-  for (int b = blockIdx.x * blockDim.x + threadIdx.x; b < p.blocks; b += gridDim.x * blockDim.x) {
+    predict_scalars(const T* data, Layout X, Problem p, long long steps, T* out, signed char* route, int* pending) {
+  const int stride = gridDim.x * blockDim.x;
+  for (int b = blockIdx.x * blockDim.x + threadIdx.x; b < p.blocks; b += stride) {
     const T* const x = data + offset(X, b);
     double square = 0.0, cross = 0.0, before = to_double(x[0]);
     bool constant = true, zero = before == 0.0, finite = isfinite(before);
@@ -133,6 +144,7 @@ __global__ void __launch_bounds__(256)
     if (way == CHOLESKY && !(square > p.tiny && square < p.huge && before * before < p.huge)) way = SVD;
     route[b] = way;
     if (way == CHOLESKY) before *= pow(cross / square, static_cast<double>(steps));
+    if (way == SVD) pending[1 + atomicAdd(pending, 1)] = b;
     if (way != SVD) out[b] = rounded<T>(way == NON_FINITE ? nan("") : way == ZERO ? 0.0 : before);
   }
 }

@@ -2,13 +2,12 @@
 
 namespace fastkoop {
 
-// Reduced operators from Gram matrices by cyclic Jacobi; of all blocks, or of those that `pending` marks EIGEN.
+// Reduced operators from Gram matrices by cyclic Jacobi; of all blocks, or of those on a list whose route is EIGEN.
 //
 // Launch: any number of CTAs, each takes every gridDim.x-th block; whole warps, up to 256 threads.
 // Reads a Gram matrix a block, writes its Factors (and lift reads them back, from L2). Shared: two matrices of
 // `order` (tall) or three (wide), six vectors.
-__global__ void __launch_bounds__(256, 1)
-    solve(const double* grams, Problem p, const signed char* pending, Factors all) {
+__global__ void __launch_bounds__(256, 1) solve(const double* grams, Problem p, Work work, Factors all) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
   const int order = p.order, across = order | 1, thread = threadIdx.x, threads = blockDim.x;
@@ -18,14 +17,15 @@ __global__ void __launch_bounds__(256, 1)
   double* const h = shared.take<double>(order);
   double* const values = shared.take<double>(order);
   double* const squares = shared.take<double>(order);
-  Rotation* const turns = shared.take<Rotation>((order + 1) / 2);
+  Turn* const turns = shared.take<Turn>((order + 1) / 2);
   int* const place = shared.take<int>(order);
   Selection* const found = shared.take<Selection>(1);
   int* const worked = shared.take<int>(1);
   const int height = p.wide ? 2 * order + 1 : order + 1, width = p.wide ? order : order + 1;
 
-  for (int b = blockIdx.x; b < p.blocks; b += gridDim.x) {
-    if (pending && pending[b] != EIGEN) continue;
+  for (int i = blockIdx.x; i < work.count(p); i += gridDim.x) {
+    const int b = work.block(i);
+    if (work.list && all.route[b] != EIGEN) continue;
     __syncthreads();  // all have read it
     const double* const S = grams + static_cast<long long>(b) * height * width;
     const double* const side = S + (height - 1) * width;

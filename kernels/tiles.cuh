@@ -23,6 +23,7 @@ struct Vector {
   __device__ void add(int k, T a, T b) {
     c[k] = fma(to_double(a), to_double(b), c[k]);
   }
+  __device__ void settle() {}
   __device__ double value(int k) const { return c[k]; }
 };
 
@@ -39,6 +40,15 @@ struct DoubleFloat {
     low[k] = __fadd_rn(low[k], __fadd_rn(lost, error));
     high[k] = sum;
   }
+  // What low has gathered goes up, before it is so large that its own rounding counts: terms all alike would make it
+  // grow with every one of them.
+  __device__ void settle() {
+    for (int k = 0; k < 2; ++k) {
+      const float sum = __fadd_rn(high[k], low[k]);
+      low[k] = __fsub_rn(low[k], __fsub_rn(sum, high[k]));
+      high[k] = sum;
+    }
+  }
   __device__ double value(int k) const { return static_cast<double>(high[k]) + static_cast<double>(low[k]); }
 };
 
@@ -50,11 +60,14 @@ __device__ void stage(const T* block, long long row_stride, long long line_strid
   const int thread = threadIdx.x, threads = blockDim.x;
   const T* const from = block + first * line_stride;
   constexpr int per = 16 / sizeof(T);
-  if (p.vectors && count % per == 0) {
-    const int warp = thread / WARP, warps = threads / WARP;
-    for (int row = warp; row < rows; row += warps)
-      for (int line = per * (thread % WARP); line < count; line += per * WARP)
+  if (p.vectors) {
+    const int warp = thread / WARP, warps = threads / WARP, whole = count / per * per;
+    for (int row = warp; row < rows; row += warps) {
+      for (int line = per * (thread % WARP); line < whole; line += per * WARP)
         copy_async<16>(tile + row * p.pitch + line, from + row * row_stride + line);
+      for (int line = whole + thread % WARP; line < count; line += WARP)
+        copy_async<sizeof(T)>(tile + row * p.pitch + line, from + row * row_stride + line);
+    }
   } else if (line_stride == 1 || row_stride != 1) {
     const int warp = thread / WARP, warps = threads / WARP;
     for (int row = warp; row < rows; row += warps)
@@ -106,6 +119,8 @@ __device__ void accumulate(const T* tile, int pitch, int rows, int count, Sum (&
             sums[I * (I + 1) / 2 + J].add(1, below[I], right[J]);
           }
       }
+#pragma unroll
+      for (int k = 0; k < R * (R + 1) / 2; ++k) sums[k].settle();
     }
   }
 }
@@ -134,15 +149,34 @@ __device__ void gather(const Sum (&sums)[R * (R + 1) / 2], int rows, double* S, 
   }
 }
 
-// D += sum over lines of row i a line further on times row j: Fp F^T of a wide block. One thread a sum.
-template <class T>
+// D += sum over lines of row i a line further on times row j: Fp F^T of a wide block. A warp an 8 x 8 tile of D.
+template <class Sum, class T>
 __device__ void accumulate_lagged(const T* tile, int pitch, int rows, int count, bool first, double* D, int across) {
-  for (int at = threadIdx.x; at < rows * rows; at += blockDim.x) {
-    const T *const ahead = tile + at / rows * pitch + 1, *const row = tile + at % rows * pitch;
-    double* const sum = D + at / rows * across + at % rows;
-    double total = first ? 0.0 : *sum;
-    for (int line = 0; line < count; ++line) total = fma(to_double(ahead[line]), to_double(row[line]), total);
-    *sum = total;
+  const int lane = threadIdx.x % WARP, across_tiles = (rows + 7) / 8;
+  for (int at = threadIdx.x / WARP; at < across_tiles * across_tiles; at += blockDim.x / WARP) {
+    const int I = at / across_tiles, J = at % across_tiles;
+    const T* const ahead = tile + min(8 * I + lane / 4, rows - 1) * pitch + 1;
+    Sum sum;
+    sum.clear();
+    if constexpr (Sum::tiles) {
+      const T* const row = tile + min(8 * J + lane / 4, rows - 1) * pitch;
+      for (int line = lane % 4; line < count + lane % 4; line += 4) {
+        const bool inside = line < count;
+        multiply_add_tile(sum.c, inside ? to_double(ahead[line]) : 0.0, inside ? to_double(row[line]) : 0.0);
+      }
+    } else {
+      const T* const left = tile + min(8 * J + 2 * (lane % 4), rows - 1) * pitch;
+      const T* const right = tile + min(8 * J + 2 * (lane % 4) + 1, rows - 1) * pitch;
+      for (int line = 0; line < count; ++line) {
+        sum.add(0, ahead[line], left[line]);
+        sum.add(1, ahead[line], right[line]);
+        if (line % 4 == 3) sum.settle();
+      }
+    }
+    for (int k = 0; k < 2; ++k) {
+      const int i = 8 * I + lane / 4, j = 8 * J + 2 * (lane % 4) + k;
+      if (i < rows && j < rows) D[i * across + j] = (first ? 0.0 : D[i * across + j]) + sum.value(k);
+    }
   }
 }
 
@@ -186,12 +220,12 @@ __device__ void gram_of(const Block<T>& block, const Problem& p, int begin, int 
 }
 
 // D = Fp F^T over tiles begin .. end of a wide block; a single tile is in shared memory already.
-template <class T>
+template <class Sum, class T>
 __device__ void lagged_of(const Block<T>& block, const Problem& p, int begin, int end, T* tile, double* D, int across) {
   for (int k = begin; k < end; ++k) {
     if (k > begin) __syncthreads();
     const int count = end - begin > 1 ? block.load(p, k, tile) : block.lines(p, k);
-    accumulate_lagged(tile, p.pitch, block.rows, count, k == begin, D, across);
+    accumulate_lagged<Sum>(tile, p.pitch, block.rows, count, k == begin, D, across);
   }
   if (begin == end)
     for (int at = threadIdx.x; at < p.n * p.n; at += blockDim.x) D[at / p.n * across + at % p.n] = 0.0;
@@ -200,13 +234,13 @@ __device__ void lagged_of(const Block<T>& block, const Problem& p, int begin, in
 
 // grams[slot] of a block whose first Gram matrix is S: S itself if tall, [F F^T; Fp F^T; x_last^T] if wide, where only
 // the last share of the lines has x_last. D is scratch of S's size.
-template <class T>
+template <class Sum, class T>
 __device__ void write_gram(const Block<T>& block, const Problem& p, int begin, int end, T* tile, const double* S,
                            int across, double* D, double* grams, long long slot) {
   const int rows = block.rows, height = p.wide ? 2 * rows + 1 : rows;
   double* const gram = grams + slot * height * rows;
   const bool newest = end == tiles(p) && begin < end;
-  if (p.wide) lagged_of(block, p, begin, end, tile, D, across);
+  if (p.wide) lagged_of<Sum>(block, p, begin, end, tile, D, across);
   for (int at = threadIdx.x; at < height * rows; at += blockDim.x) {
     const int i = at / rows, j = at % rows;
     if (i < rows)

@@ -33,6 +33,16 @@ def cuda(request):
     return Cuda(emulator.Emulated(device))
 
 
+@pytest.fixture(autouse=True)
+def device_for(request):
+    """Tests marked gpu are skipped, with the reason, where there is no device."""
+    if request.node.get_closest_marker("gpu"):
+        try:
+            backend(0)
+        except (ImportError, RuntimeError) as error:
+            pytest.skip(f"no CUDA device: {error}")
+
+
 @pytest.fixture
 def emulated():
     """Makes the contract on an emulated device whose threads run in a given order."""

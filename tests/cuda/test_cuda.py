@@ -14,7 +14,8 @@ from cases import (
     time_major,
 )
 from fastkoop.kernels import cpu, cuda_library, launch, reference
-from fastkoop.kernels.cuda import LAYOUT, STRIP, layout_of
+from fastkoop.kernels import cuda as contract
+from fastkoop.kernels.cuda import LAYOUT, STRIP, layout_of, split
 from fastkoop.kernels.plan import ROUTES
 
 FULL, NOISE = ("relative", 1e-6), ("relative", 1e-4)
@@ -290,12 +291,25 @@ class TestRecord:
         strips[0] = (cuda.driver.address(weights_there), 3, 20, 11, 11, 1, 12)
         strips[1] = (cuda.driver.address(biases_there), 3 + 11, 20, 1, 1, 1, 12)
         buffer = cuda.xp.zeros((2, 3 + 20 * 12), to)
-        there = cuda.xp.asarray(strips.view(np.uint8))
+        there = cuda.xp.asarray(split(strips, dtype.itemsize).view(np.uint8))
         cuda.record(there, dtype, buffer[1])
         packed = cuda.driver.host(buffer)
         assert not packed[0].any() and not packed[1, :3].any()
         np.testing.assert_array_equal(packed[1, 3:].reshape(20, 12)[:, :11], weights.astype(to))
         np.testing.assert_array_equal(packed[1, 3:].reshape(20, 12)[:, 11], biases.astype(to))
+
+
+    def test_large_parameters_are_cut_among_ctas(self, emulated, rng, monkeypatch):
+        monkeypatch.setattr(contract, "STRIP_NUMBERS", 48)
+        cuda, weights = emulated(), rng.normal(size=(9, 70))
+        strips = np.array([(weights.ctypes.data, 5, 9, 70, 70, 1, 80)], STRIP)
+        parts = split(strips, 8)
+        assert len(parts) == 18 and max(parts["rows"] * parts["columns"]) <= 48
+        buffer = np.full(5 + 9 * 80, np.nan)
+        cuda.record(parts.view(np.uint8), np.float64, buffer)
+        packed = buffer[5:].reshape(9, 80)
+        assert np.isnan(buffer[:5]).all() and np.isnan(packed[:, 70:]).all()
+        np.testing.assert_array_equal(packed[:, :70], weights)
 
 
 def test_reports_of_large_batches_stay_on_the_device(cuda, on, rng):

@@ -183,7 +183,7 @@ emulator.Emulated(library=library).launch("fastkoop::out_of_bounds", (1, 1), 64,
 def test_the_kernels_are_clean_under_the_sanitizer(tmp_path):
     script = """
 from fastkoop.kernels import launch, reference
-from fastkoop.kernels.cuda import STRIP, Cuda
+from fastkoop.kernels.cuda import STRIP, Cuda, split
 library = emulator.build(sanitize=True)
 rng = np.random.default_rng(0)
 launch.LONG_BLOCK, launch.SHARE_LINES = 1 << 14, 256
@@ -205,7 +205,7 @@ for device in (emulator.H200, small):
 strips = np.array([(0, 0, 4, 8, 8, 1, 9)], STRIP)
 weights = np.ones((4, 8))
 strips["from"] = weights.ctypes.data
-cuda.record(strips.view(np.uint8), np.float64, np.zeros(36))
+cuda.record(split(strips, 8).view(np.uint8), np.float64, np.zeros(36))
 print("clean")
 """
     done = sanitized(tmp_path, script)

@@ -59,6 +59,14 @@ def test_long_blocks_are_shared_whatever_the_batch():
     assert launch.launch(launch.shape_of("gram", 785, 64, 65, False, 4), emulator.H200).splits == 1
 
 
+@pytest.mark.parametrize("room", [0, 9_000, 40_000, 100_000])
+def test_the_largest_tile_is_the_largest(room):
+    for n, m in ((785, 8), (8, 785), (100, 33)):
+        shape = launch.shape_of("predict", n, m, m + 1, n <= m, 4)
+        fitting = [k for k in range(launch.LEAST_TILE, shape.lines + 32, 32) if shape.shared(k) <= room]
+        assert launch.largest_tile(shape, room) == max(fitting, default=0)
+
+
 def test_what_goes_to_the_library():
     assert launch.takes(785, 64, emulator.H200) and launch.takes(64, 10**5, emulator.H200)
     assert not launch.takes(785, 65, emulator.H200) and not launch.takes(65, 65, emulator.H200)
@@ -83,4 +91,5 @@ def test_registers_bound_the_grid():
     how = launch.Launch(128, 1000)
     assert launch.grid(10**6, how, emulator.H200, 255) == 2 * 132
     assert launch.grid(10**6, how, emulator.H200, 32) == 16 * 132
+    assert launch.grid(10**6, how, emulator.H200, 102) == 4 * 132  # 104 a thread, 4 warps of a file, not 4.9
     assert launch.grid(0, how, emulator.H200, 32) == 1

@@ -81,7 +81,7 @@ class TestJax:
         np.testing.assert_allclose(first, fk.predict(X, 1), rtol=1e-5, atol=1e-5)
 
     def test_limits_inside_jit(self):
-        with pytest.raises(TypeError, match="cannot be fitted inside jax.jit"):
+        with pytest.raises(TypeError, match=r"cannot be fitted inside jax\.jit"):
             jax.jit(lambda X: fk.fit(X).rank)(jnp.ones((4, 3)))
         with pytest.raises(ValueError, match="out: not available inside"):
             jax.jit(lambda X: fk.predict(X, 1, out=X))(jnp.ones((4, 3)))
@@ -136,12 +136,13 @@ class TestHalfPrecision:
         expected = get(lower(fk.predict(wide, 2)))
         assert np.array_equal(get(states), expected)
         op = fk.fit(X)
-        assert op.predict(2).dtype == dtype and "float64" in str(op.residual.dtype) + "float64" * ("jax" in str(type(X)))
+        assert op.predict(2).dtype == dtype
+        assert "float64" in str(op.residual.dtype) or isinstance(X, jax.Array)  # which has none, x64 off
         assert np.asarray(op.rank).tolist() == fk.fit(wide).rank.tolist()
 
     def test_out_is_refused(self, lower, dtype, get):
         X = lower(np.ones((4, 3), np.float32))
-        with pytest.raises(ValueError, match="out: not available for b?float16 input"):
+        with pytest.raises(ValueError, match=r"out: not available for b?float16 input"):
             fk.predict(X, 1, out=X[:, 0])
 
 

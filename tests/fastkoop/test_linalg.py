@@ -394,7 +394,7 @@ class TestOut:
         for out in wrong:
             with pytest.raises(ValueError, match=r"out: expected a (numpy|torch) array of .* got a"):
                 function(X, out=out)
-        with pytest.raises(TypeError, match="out: expected an array of NumPy, CuPy or JAX.* got list"):
+        with pytest.raises(TypeError, match=r"out: expected an array of NumPy, CuPy or JAX.* got list"):
             function(X, out=[0.0])
         if kind == "numpy":
             out = np.zeros((3, *shape), dtype)
@@ -523,7 +523,7 @@ class TestErrors:
         for dtype in (">f2", np.int64, np.complex64, ">f4"):
             with pytest.raises(TypeError, match=r"expected float32 or float64 .* got .*; pass .\.astype"):
                 call(np.ones((3, 4), dtype))
-        with pytest.raises(TypeError, match="expected an array of NumPy, CuPy or JAX.* got list"):
+        with pytest.raises(TypeError, match=r"expected an array of NumPy, CuPy or JAX.* got list"):
             call([[1.0, 2.0]])
         with pytest.raises(TypeError, match="masked array"):
             call(np.ma.ones((3, 4)))
