@@ -7,26 +7,29 @@ rounds; both are told in the results. Times are per block.
 
 from __future__ import annotations
 
+import functools
 import gc
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import sleep
 
 import numpy as np
 from fastkoop.kernels.plan import KERNEL_ORDER
 
 import fastkoop
 from fastkoop import cutoff as rules
+from fastkoop.devices import Gpu, Host
 
 from . import data
 from .cases import Case
+from .gpu_peers import gpu_peers
 from .peers import PEERS, Peer, Problem
 
+PUBLIC = "fastkoop, public call"
 SVD_PEER = "torch pinv"  # a float32 SVD: numpy.linalg.pinv works in float64 and rounds
 CALL_SECONDS = 0.12  # a library peer gets as many blocks as fit into this
 PAUSE = 0.01  # between contenders: the threads of the one before spin a while before they sleep
-ROTATE_BYTES = 1 << 24  # small batches are rotated over so much data, several times a core's L2
 TRIAL_BLOCKS = 16
 ERROR_BLOCKS, ERROR_BLOCKS_LARGE = 64, 8
 EPS32 = float(np.finfo(np.float32).eps)
@@ -41,6 +44,7 @@ class Contender:
     calls: list[Callable]
     blocks: int  # in all calls together
     groups: int  # calls whose results belong to the first rotation
+    timer: Callable  # calls a function and tells the seconds it took
     order: list[np.ndarray] | None = None  # which blocks those are; None: all
     variant: str = ""
     compiles: bool = False
@@ -54,14 +58,17 @@ class Contender:
     def run(self) -> tuple[float, list]:
         """Seconds for all calls, and the results of the first rotation."""
         results = []
-        began = time.perf_counter()
-        for i, call in enumerate(self.calls):
-            result = call()
-            if i < self.groups:
-                results.append(result)
-        return time.perf_counter() - began, results
+
+        def every() -> None:
+            for i, call in enumerate(self.calls):
+                result = call()
+                if i < self.groups:
+                    results.append(result)
+
+        return self.timer(every), results
 
 
+@functools.cache
 def spread_order(blocks: int) -> np.ndarray:
     """A permutation of range(blocks) with every beginning of it spread evenly: bits reversed.
 
@@ -73,18 +80,41 @@ def spread_order(blocks: int) -> np.ndarray:
     return np.array([i for i in reversed_bits if i < blocks])
 
 
-def rotations(case: Case, batches: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """The case's batches, and others like them where they would stay in cache."""
+def rotations(case: Case, device: Host | Gpu, blocks: int | None = None) -> list[list]:
+    """The case's batches on a device, and others like them where they would stay in cache."""
+    batches = batches_on(case, device, blocks)
     size = sum(X.nbytes for X in batches)
-    more = 0 if case.real else min(255, -(-ROTATE_BYTES // size) - 1)
-    return [batches, *(data.make(case, batches[0].shape[1], seed=seed) for seed in range(1, more + 1))]
+    more = 0 if case.real else min(255, -(-device.rotate_bytes // size) - 1)
+    return [batches, *(batches_on(case, device, blocks, seed) for seed in range(1, more + 1))]
 
 
-def problem(case: Case, X: np.ndarray) -> Problem:
+def batches_on(case: Case, device: Host | Gpu, blocks: int | None = None, seed: int = 0) -> list:
+    """The case's batches; on a GPU the blocks of a CPU's batch over and over, until there are enough."""
+    if device.name == "cpu":
+        return data.make(case, blocks, seed=seed)
+    wanted = blocks or case.gpu_blocks or case.blocks
+    made = min(case.blocks, wanted)
+    batches = []
+    for X in data.make(case, made, seed=seed):
+        few = device.put(np.ascontiguousarray(X))
+        batches.append(device.xp.take(few, device.xp.arange(X.shape[1] * wanted // made) % X.shape[1], axis=1))
+    return batches
+
+
+def problem(case: Case, X) -> Problem:
     """What peers are asked, with the cutoff as a number."""
     kind, value = rules.resolve(case.cutoff, X.shape[2], len(X) - 1, X.dtype)
     assert kind == "relative"
     return Problem(value, case.steps, case.result == "states")
+
+
+def contract_call(case: Case, X, device: Gpu) -> Callable:
+    """FastKoop's kernels for a batch on a GPU, as the public call has them once it has looked at its arguments."""
+    kernels, rule = device.kernels, rules.resolve(case.cutoff, X.shape[2], len(X) - 1, X.dtype)
+    if case.result == "states":
+        steps = np.arange(1, case.steps + 1)
+        return lambda: kernels.lift(X, kernels.evolve(kernels.fit(X, rule), steps))
+    return lambda: kernels.predict(X, case.steps, rule)[0]
 
 
 def fastkoop_call(case: Case, X: np.ndarray, time_axis: int = 0) -> Callable:
@@ -95,34 +125,66 @@ def fastkoop_call(case: Case, X: np.ndarray, time_axis: int = 0) -> Callable:
     return lambda: fastkoop.predict(X, case.steps, cutoff=case.cutoff, time_axis=time_axis)
 
 
-def contenders(case: Case, turns: list[list[np.ndarray]], say=lambda _: None) -> tuple[list[Contender], dict]:
+def contenders(
+    case: Case, turns: list[list], device: Host | Gpu, say=lambda _: None
+) -> tuple[list[Contender], dict[str, str]]:
     """FastKoop and the case's peers, warmed up, each with its blocks and its variant chosen; and who is absent, why."""
-    batches = turns[0]
-    blocks = sum(X.shape[1] for X in batches) * len(turns)
-    every = [X for turn in turns for X in turn]
-    ours = [Contender("fastkoop", "fastkoop", [fastkoop_call(case, X) for X in every], blocks, len(batches))]
-    if case.time_last:
-        copies = [np.ascontiguousarray(X.transpose(1, 2, 0)) for X in every]
-        calls = [fastkoop_call(case, X, -1) for X in copies]
-        ours.append(Contender("fastkoop, time last", "fastkoop", calls, blocks, len(batches)))
-    for one in ours:
-        one.first_seconds, _ = one.run()
-        one.call_seconds, _ = one.run()
-    absent = {}
-    for name in case.peers:
+    entrants, absent = [], {}
+    names, peers = (case.peers, PEERS) if device.name == "cpu" else (case.gpu_peers, gpu_peers(device))
+    others = {name: functools.partial(_ready, case, peers[name], turns, device) for name in names}
+    for name, make in {**_forms(case, turns, device), **others}.items():
         say(name)
         try:
-            ours.append(_ready(case, PEERS[name], turns))
-        except (ImportError, RuntimeError) as error:  # no jax, or no compiler for torch.compile
-            absent[name] = re.sub(r"/\S*", "(path)", f"{type(error).__name__}: {error}".partition("\n")[0])
-    return ours, absent
+            entrants.append(make())
+        except (ImportError, MemoryError, RuntimeError) as error:  # no jax, no compiler for torch.compile, no room
+            if not entrants:
+                raise  # FastKoop itself
+            absent[name] = why(error)
+            device.release()
+    return entrants, absent
 
 
-def _ready(case: Case, peer: Peer, turns: list[list[np.ndarray]]) -> Contender:
+def why(error: Exception) -> str:
+    """What a result says of a peer that failed: its error's first line, without paths."""
+    text = re.sub(r"/\S*", "(path)", f"{type(error).__name__}: {error}".partition("\n")[0])
+    return f"out of memory ({text})" if re.search("out ?of ?memory|RESOURCE_EXHAUSTED", text, re.I) else text
+
+
+def _forms(case: Case, turns: list[list], device: Host | Gpu) -> dict[str, Callable[[], Contender]]:
+    """FastKoop itself, in every form it is measured in."""
+    every, groups = [X for turn in turns for X in turn], len(turns[0])
+    blocks = sum(X.shape[1] for X in every)
+
+    def warm(name: str, calls: list[Callable]) -> Contender:
+        one = Contender(name, "fastkoop", calls, blocks, groups, device.timer)
+        one.first_seconds, _ = one.run()
+        one.call_seconds, _ = one.run()
+        return one
+
+    def time_last() -> Contender:
+        copies = [np.ascontiguousarray(X.transpose(1, 2, 0)) for X in every]
+        return warm("fastkoop, time last", [fastkoop_call(case, X, -1) for X in copies])
+
+    def in_a_graph() -> Contender:
+        calls = [device.captured(contract_call(case, X, device)) for X in every]
+        return warm("fastkoop in a graph", calls)
+
+    if device.name != "cpu":
+        forms = {"fastkoop": lambda: warm("fastkoop", [contract_call(case, X, device) for X in every])}
+        if device.public:
+            forms[PUBLIC] = lambda: warm(PUBLIC, [fastkoop_call(case, X) for X in every])
+        if all(device.plan(X.shape[2], case.m, X.dtype).engine == "kernel" for X in turns[0]):
+            forms["fastkoop in a graph"] = in_a_graph  # the libraries of larger blocks wait for the device
+        return forms
+    plain = {"fastkoop": lambda: warm("fastkoop", [fastkoop_call(case, X) for X in every])}
+    return {**plain, "fastkoop, time last": time_last} if case.time_last else plain
+
+
+def _ready(case: Case, peer: Peer, turns: list[list], device: Host | Gpu) -> Contender:
     """A peer with its variant, its blocks and its rounds chosen, compiled and warm."""
     total = sum(X.shape[1] for X in turns[0])
     if peer.kind == "report":  # half a minute a call: warmed up, and compiled, on a node of every size
-        node, ready = (_contender(case, peer, "", turns, share) for share in (1 / total, 1.0))
+        node, ready = (_contender(case, peer, "", turns, share, device) for share in (1 / total, 1.0))
         _warm(node)
         ready.first_seconds, ready.call_seconds = node.first_seconds, node.call_seconds * total
         return ready
@@ -131,16 +193,14 @@ def _ready(case: Case, peer: Peer, turns: list[list[np.ndarray]]) -> Contender:
     # looping, or holding back threads, is no use to blocks that take seconds: only the last variant is tried
     variants = list(peer.variants)[-1:] if large and not whole else list(peer.variants)
     turned, share = (turns, 1.0) if whole else (turns[:1], min(1.0, (1 if large else TRIAL_BLOCKS) / total))
-    trials = [_contender(case, peer, variant, turned, share) for variant in variants]
-    for trial in trials:
-        _warm(trial)
+    trials = _tried([lambda v=v: _contender(case, peer, v, turned, share, device) for v in variants])
     best = min(trials, key=lambda one: one.call_seconds)
     if whole:
         return best
     allowed = CALL_SECONDS / (best.call_seconds / best.blocks)
     turned = turns[: max(1, int(allowed / total))]
     if allowed > best.blocks and not (share == 1.0 and len(turned) == 1):
-        ready = _contender(case, peer, best.variant, turned, min(1.0, allowed / total))
+        ready = _contender(case, peer, best.variant, turned, min(1.0, allowed / total), device)
         _warm(ready)
     else:
         ready = best
@@ -148,7 +208,23 @@ def _ready(case: Case, peer: Peer, turns: list[list[np.ndarray]]) -> Contender:
         len(chosen) < min(X.shape[1], error_blocks(X)) for chosen, X in zip(ready.order, turns[0], strict=True)
     ):
         needed = max(min(1.0, (error_blocks(X) + 0.5) / X.shape[1]) for X in turns[0])
-        ready.witness = _contender(case, peer, best.variant, turns[:1], needed)
+        ready.witness = _contender(case, peer, best.variant, turns[:1], needed, device)
+    return ready
+
+
+def _tried(makers: list[Callable[[], Contender]]) -> list[Contender]:
+    """The variants that run, warm; the last one's error if none does."""
+    ready, failed = [], None
+    for make in makers:
+        try:
+            one = make()
+            _warm(one)
+        except (MemoryError, RuntimeError) as error:
+            failed = error
+        else:
+            ready.append(one)
+    if failed is not None and not ready:
+        raise failed
     return ready
 
 
@@ -165,20 +241,20 @@ def _warm(one: Contender) -> None:
         one.call_seconds = min(one.run()[0] for _ in range(2))
 
 
-def _contender(case: Case, peer: Peer, variant: str, turns, share: float) -> Contender:
+def _contender(case: Case, peer: Peer, variant: str, turns, share: float, device: Host | Gpu) -> Contender:
     """A peer on the first `share` of every batch's blocks in spread order."""
     calls, blocks, order = [], 0, []
     for turn, batches in enumerate(turns):
         for X in batches:
             run = peer.variants[variant](problem(case, X))
             chosen = spread_order(X.shape[1])[: max(1, int(share * X.shape[1]))]
-            part = X if share >= 1.0 else np.ascontiguousarray(X[:, chosen])
+            part = X if share >= 1.0 else device.xp.ascontiguousarray(X[:, device.put(chosen)])
             calls.append(_bound(run, peer.take(part)))
             blocks += part.shape[1]
             if turn == 0:
                 order.append(chosen if share < 1.0 else None)
-    kept = None if share >= 1.0 else order
-    return Contender(peer.name, peer.kind, calls, blocks, len(turns[0]), kept, variant, peer.compiles)
+    kept, timer = None if share >= 1.0 else order, device.waiting_timer if peer.waits else device.timer
+    return Contender(peer.name, peer.kind, calls, blocks, len(turns[0]), timer, kept, variant, peer.compiles)
 
 
 def _bound(run: Callable, X) -> Callable:
@@ -208,7 +284,7 @@ def run_rounds(entrants: list[Contender], rounds: int, judge: Judge) -> None:
             for one in entrants[first:] + entrants[:first]:
                 if (i + 1) * one.rounds // rounds == i * one.rounds // rounds:
                     continue
-                time.sleep(PAUSE)
+                sleep(PAUSE)
                 seconds, results = one.run()
                 one.seconds[-1].append(seconds / one.blocks)
                 if one.error is None:
@@ -221,16 +297,16 @@ def run_rounds(entrants: list[Contender], rounds: int, judge: Judge) -> None:
 class Judge:
     """Errors of a case's contenders, on the same few blocks of every batch."""
 
-    def __init__(self, case: Case, batches: list[np.ndarray]):
-        self.case, self.batches = case, batches
-        self._truth: dict[tuple[int, int], np.ndarray] = {}
+    def __init__(self, case: Case, batches: list, device: Host | Gpu):
+        self.case, self.batches, self.device = case, batches, device
+        self._truth: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._data = (case.data, case.m, batches[0].shape) if case.real else None
 
     def __call__(self, one: Contender, results: list) -> None:
         """Put the median and largest error of the results into one.error."""
         errors, dead = [], []
         for group, (X, result) in enumerate(zip(self.batches, results, strict=True)):
-            states = np.asarray(result)
+            states = in_host_memory(result)
             states = states[-1] if states.ndim == 3 else states
             for b in spread_order(X.shape[1])[: error_blocks(X)]:
                 row = b
@@ -257,15 +333,23 @@ class Judge:
         """
         X = self.batches[group]
         if (group, b) not in self._truth:
-            block = X[:, b].T
+            block = self.device.host(X[:, b]).T
             key = self._data and (*self._data, group, b)
-            self._truth[group, b] = truth(block, svd(block, key), self.case.steps, problem(self.case, X).cutoff)
-        ref, last = self._truth[group, b], X[-1, b].astype(np.float64)
+            expected = truth(block, svd(block, key), self.case.steps, problem(self.case, X).cutoff)
+            self._truth[group, b] = expected, block[:, -1].astype(np.float64)
+        ref, last = self._truth[group, b]
         miss, moved = np.linalg.norm(state - ref), np.linalg.norm(ref - last)
         size = np.linalg.norm(ref)
         if moved > EPS32 * max(size, np.linalg.norm(last)):
             return float(miss / moved), True
         return float(miss / size) if size else float(miss), False
+
+
+def in_host_memory(result) -> np.ndarray:
+    """Any library's array as NumPy's."""
+    if hasattr(result, "get"):  # CuPy
+        return result.get()
+    return np.asarray(result.cpu() if hasattr(result, "cpu") else result)  # PyTorch; JAX and NumPy
 
 
 _known: dict[tuple, tuple] = {}

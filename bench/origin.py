@@ -1,21 +1,39 @@
-"""Where results come from: the machine, what is installed on it, the commit and the date."""
+"""Where results come from: the machine, what is installed on it, the commit and the date.
+
+    python bench/origin.py --device cuda     # prints that as a line of JSON
+"""
 
 from __future__ import annotations
 
+import argparse
 import datetime
+import json
+import pathlib
 import subprocess
+import sys
 
 import torch
 
-from fastkoop.machine import describe_machine
-from fastkoop.throughput import cache_bytes
+from fastkoop.devices import Gpu, Host
 
-from .readme import ROOT
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
 
 
-def machine() -> dict:
-    """The machine and what is installed on it; no path and no host name."""
-    return {**describe_machine(), "torch_threads": torch.get_num_threads()}
+def machine(device: Host | Gpu | None = None) -> dict:
+    """The machine, its device and what is installed on it; no path and no host name."""
+    device = device or Host()
+    found = {**device.described(), "torch_threads": torch.get_num_threads()}
+    return found if device.name == "cpu" else {**found, "driver": driver()}
+
+
+def driver() -> str | None:
+    """The NVIDIA driver's version; None where nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
+    except (OSError, IndexError, subprocess.SubprocessError):
+        return None
 
 
 def commit() -> dict:
@@ -31,7 +49,20 @@ def commit() -> dict:
         return {"commit": None, "dirty": None}
 
 
-def environment() -> dict:
+def environment(device: Host | Gpu) -> dict:
     """All of it."""
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return {**machine(), "cache_bytes": cache_bytes(), **commit(), "date": date}
+    return {**machine(device), **commit(), "date": date}
+
+
+def main() -> None:
+    """Print it."""
+    from bench import devices  # which needs the tests' emulator
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=devices.DEVICES, default="cpu")
+    print(json.dumps(environment(devices.device_of(parser.parse_args().device))))
+
+
+if __name__ == "__main__":
+    main()

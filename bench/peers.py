@@ -43,6 +43,7 @@ class Peer:
     variants: dict[str, Callable[[Problem], Callable]]
     take: Callable = torch.from_numpy
     compiles: bool = False  # its first call on a shape compiles
+    waits: bool = False  # for its result, on a GPU, as it works on a stream of its own
 
 
 def squares_pay(n: int, steps: int) -> bool:
@@ -65,7 +66,7 @@ def powered(M, x, steps: int):
     return x
 
 
-def _through(F, Fp, x, P, problem: Problem, stack):
+def through(F, Fp, x, P, problem: Problem, stack):
     """K^T x with K = Fp P, for stacks F, Fp (B, n, m), x (B, n, 1) and P = F^+ (B, m, n)."""
     n, m = F.shape[-2:]
     if n > m:
@@ -98,7 +99,7 @@ def _numpy_stacked(problem: Problem):
     def run(X):
         blocks = X.transpose(1, 2, 0)
         F, Fp, x = blocks[..., :-1], blocks[..., 1:], blocks[..., -1:]
-        return _through(F, Fp, x, np.linalg.pinv(F, rcond=problem.cutoff), problem, np.stack)
+        return through(F, Fp, x, np.linalg.pinv(F, rcond=problem.cutoff), problem, np.stack)
 
     return run
 
@@ -109,7 +110,7 @@ def _numpy_looped(problem: Problem):
         for b in range(X.shape[1]):
             block = X[:, b].T
             F, Fp, x = block[:, :-1], block[:, 1:], block[:, -1:]
-            out.append(_through(F, Fp, x, np.linalg.pinv(F, rcond=problem.cutoff), problem, np.stack))
+            out.append(through(F, Fp, x, np.linalg.pinv(F, rcond=problem.cutoff), problem, np.stack))
         return np.stack(out, axis=-2)
 
     return run
@@ -152,16 +153,16 @@ def _torch_threads(make) -> dict[str, Callable]:
     return {"one thread": single, "all threads": make}
 
 
-def _torch_pinv(problem: Problem):
+def torch_pinv(problem: Problem):
     def run(X):
         blocks = X.permute(1, 2, 0)
         F, Fp, x = blocks[..., :-1], blocks[..., 1:], blocks[..., -1:]
-        return _through(F, Fp, x, torch.linalg.pinv(F, rtol=problem.cutoff), problem, torch.stack)
+        return through(F, Fp, x, torch.linalg.pinv(F, rtol=problem.cutoff), problem, torch.stack)
 
     return run
 
 
-def _torch_lstsq(driver: str, problem: Problem):
+def torch_lstsq(driver: str, problem: Problem):
     """F^+ is never formed: lstsq solves for what it would be applied to."""
 
     def solve(A, b):
@@ -190,13 +191,13 @@ def _jax_array(X: np.ndarray):
     return jnp.asarray(X)
 
 
-def _jax_pinv(problem: Problem):
+def jax_pinv(problem: Problem):
     import jax
     import jax.numpy as jnp
 
     def one(block):
         F, Fp, x = block[:-1].T, block[1:].T, block[-1][:, None]
-        return _through(F, Fp, x, jnp.linalg.pinv(F, rtol=problem.cutoff), problem, jnp.stack)
+        return through(F, Fp, x, jnp.linalg.pinv(F, rtol=problem.cutoff), problem, jnp.stack)
 
     compiled = jax.jit(jax.vmap(one, in_axes=1))
     return lambda X: compiled(X).block_until_ready()
@@ -249,10 +250,10 @@ PEERS: dict[str, Peer] = {
             },
             take=lambda X: X,
         ),
-        Peer("torch pinv", "library", _torch_threads(_torch_pinv)),
-        Peer("torch gelsd", "library", _torch_threads(functools.partial(_torch_lstsq, "gelsd"))),
-        Peer("torch gelsy", "shown", _torch_threads(functools.partial(_torch_lstsq, "gelsy"))),
-        Peer("jax pinv", "library", {"": _jax_pinv}, take=_jax_array, compiles=True),
+        Peer("torch pinv", "library", _torch_threads(torch_pinv)),
+        Peer("torch gelsd", "library", _torch_threads(functools.partial(torch_lstsq, "gelsd"))),
+        Peer("torch gelsy", "shown", _torch_threads(functools.partial(torch_lstsq, "gelsy"))),
+        Peer("jax pinv", "library", {"": jax_pinv}, take=_jax_array, compiles=True),
         Peer("the report's", "report", {"": _the_reports}, take=_jax_array, compiles=True),
         *(
             Peer(name, kind, variants, compiles="compiled" in name)

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from fastkoop.kernels import get_num_threads, plan
+from fastkoop.kernels import plan
 
-from fastkoop.throughput import GEMM_ORDER, measure, measure_ceilings
+from fastkoop.devices import Gpu, Host
+from fastkoop.throughput import measure
 
 
-def ceilings() -> dict:
+def ceilings(device: Host | Gpu) -> dict:
     """Copy bandwidth and the best matrix rate of any library and dtype: what floors are made of."""
-    best = measure_ceilings(get_num_threads())
+    best = device.ceilings()[-1]
     rates = {"blas float32": best.float32, "blas float64": best.float64}
-    rates |= {f"torch {dtype}": torch_rate(getattr(torch, dtype)) for dtype in ("float32", "float64")}
+    rates |= {f"torch {dtype}": torch_rate(dtype, device) for dtype in ("float32", "float64")}
     return {"copy_bytes_per_second": best.copy, "matrix_rates": rates, "flops_per_second": max(rates.values())}
 
 
-def torch_rate(dtype: torch.dtype) -> float:
+def torch_rate(dtype: str, device: Host | Gpu) -> float:
     """Flops a second of PyTorch's product of two square matrices."""
-    A = torch.from_numpy(np.random.default_rng(0).normal(size=(GEMM_ORDER, GEMM_ORDER))).to(dtype)
+    A = torch.from_dlpack(device.put(np.random.default_rng(0).random((device.order, device.order)).astype(dtype)))
     out = torch.empty_like(A)
-    return 2 * GEMM_ORDER**3 / measure(lambda: torch.mm(A, A, out=out), rounds=5).low
+    return 2 * device.order**3 / measure(lambda: torch.mm(A, A, out=out), rounds=5, timer=device.timer).low
 
 
 def floor_seconds(batches: list[np.ndarray], steps: int, states: bool, ceiling: dict) -> dict:

@@ -1,7 +1,8 @@
-"""The CPU benchmark: FastKoop against the library routines and against what an expert would write.
+"""The benchmark: FastKoop against the library routines and against what an expert would write.
 
     python bench/run.py                 # every case, about 20 minutes on two cores; MNIST in FASTKOOP_DATA_DIR
     python bench/run.py A32 RR32        # some cases or families
+    python bench/run.py --device cuda   # the same on a GPU, with a GPU's batches and peers
     python bench/tables.py              # then rewrites the tables in README.md
 
 Each case is measured in interleaved rounds, the whole twice, and written to <out>/<case>.json. Run it on an idle
@@ -12,7 +13,9 @@ flatters FastKoop.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -24,14 +27,15 @@ from statistics import median
 
 import numpy as np
 
+from fastkoop.devices import Gpu, Host
 from fastkoop.files import write_json
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # at the end: an installed fastkoop stays the one that is measured
 
-from bench import cases, data, measure, origin, roofline  # noqa: E402
+from bench import cases, data, devices, measure, origin, roofline  # noqa: E402
 
-RESULTS = ROOT / "bench" / "results" / "cpu"
+RESULTS = ROOT / "bench" / "results"
 EXPERTS = ("expert", "rank-aware")
 
 
@@ -77,9 +81,15 @@ def void(ours: dict, yardstick: dict | None) -> bool:
     return not (ours["median"] <= yardstick["median"] and ours["max"] <= yardstick["max"])
 
 
+def same_form(one: measure.Contender, forms: dict[str, measure.Contender]) -> measure.Contender:
+    """FastKoop in the form that this contender is in: a CUDA graph against a CUDA graph, where there is one."""
+    return forms.get("fastkoop in a graph", forms["fastkoop"]) if "in a graph" in one.name else forms["fastkoop"]
+
+
 def denominators(entrants: list[measure.Contender]) -> dict:
     """Column -> who it is measured against and the ratio: the fastest of each sort whose error is good enough."""
-    ours, *others = entrants
+    forms = {one.name: one for one in entrants if one.kind == "fastkoop"}
+    others = [one for one in entrants if one.kind != "fastkoop"]
     svd = next((one.error for one in others if one.name == measure.SVD_PEER), None)
     sorts = {
         "expert": lambda one: one.kind in EXPERTS and "chunks" not in one.name,
@@ -93,17 +103,18 @@ def denominators(entrants: list[measure.Contender]) -> dict:
         named = column in ("numpy", "report")  # these are a matter of who, not of how accurate
         fit = [one for one in others if belongs(one) and (named or accurate(one.error, svd))]
         if fit:
-            best = min(fit, key=lambda one: median(median(repeat) for repeat in one.seconds))
-            found[column] = {"peer": best.name, **ratio(best, ours)}
+            found[column] = min(
+                ({"peer": one.name, **ratio(one, same_form(one, forms))} for one in fit), key=lambda one: one["ratio"]
+            )
     return found
 
 
-def measure_case(case: cases.Case, options: argparse.Namespace, ceiling: dict) -> dict:
+def measure_case(case: cases.Case, options: argparse.Namespace, ceiling: dict, device: Host | Gpu) -> dict:
     """Everything about a case that one process can tell."""
-    batches = data.make(case, blocks=options.blocks)
-    turns = measure.rotations(case, batches)
-    entrants, absent = measure.contenders(case, turns, lambda name: progress(case, f"preparing {name}"))
-    judge = measure.Judge(case, batches)
+    turns = measure.rotations(case, device, options.blocks)
+    batches = turns[0]
+    entrants, absent = measure.contenders(case, turns, device, lambda name: progress(case, f"preparing {name}"))
+    judge = measure.Judge(case, batches, device)
     for repeat in range(options.repeat):
         progress(case, f"measurement {repeat + 1} of {options.repeat}")
         measure.run_rounds(entrants, options.rounds, judge)
@@ -118,7 +129,7 @@ def measure_case(case: cases.Case, options: argparse.Namespace, ceiling: dict) -
         "absent": absent,
         "contenders": {one.name: described(one) for one in entrants},
         "ratios": {one.name: ratio(one, ours) for one in entrants[1:]},
-        "against": denominators([one for one in entrants if one.name != "fastkoop, time last"]),
+        "against": denominators(entrants),
         "void": void(ours.error, svd),
         "roofline": floor,
     }
@@ -183,13 +194,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("cases", nargs="*", metavar="case", help=f"of {', '.join(cases.FAMILIES)}; all if none")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--repeat", type=int, default=2, help="whole measurements, whose spread is reported")
-    parser.add_argument("--device", choices=("cpu",), default="cpu")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--device", choices=devices.DEVICES, default="cpu")
+    parser.add_argument("--out", type=pathlib.Path, help="bench/results/<device> if not given")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no case later than that")
     parser.add_argument("--blocks", type=int, help="fewer blocks or windows than the case has, to try things out")
     parser.add_argument("--only-time", action="store_true", help="neither cold starts nor peak memory")
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.repeat < 1:
         parser.error("--rounds and --repeat must be at least 1")
+    if options.device == "emulated" and options.out is None:
+        parser.error("--device emulated needs --out: its times are nothing to keep")
+    options.out = options.out or RESULTS / options.device
+    options.only_time |= options.device != "cpu"
     try:
         options.selected = cases.select(options.cases)
     except ValueError as error:
@@ -200,15 +216,26 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Run the cases and write a JSON file of each."""
     options = parse(arguments)
+    device, end, failed = devices.device_of(options.device), time.monotonic() + options.seconds, []
     options.out.mkdir(parents=True, exist_ok=True)
-    environment, ceiling, known = origin.environment(), roofline.ceilings(), {}
+    environment, ceiling, known = origin.environment(device), roofline.ceilings(device), {}
     for case in options.selected:
         began = time.perf_counter()
+        if time.monotonic() > end:
+            print(f"{case.name}: skipped, {options.seconds:g} seconds are over")
+            continue
         try:
-            result = measure_case(case, options, ceiling)
+            result = measure_case(case, options, ceiling, device)
         except data.NoRecording as error:
             print(f"{case.name}: skipped, {error}")
             continue
+        except (MemoryError, RuntimeError) as error:  # of FastKoop itself; the other cases are still worth having
+            print(f"{case.name}: failed, {measure.why(error)}")
+            failed.append(case.name)
+            continue
+        finally:
+            gc.collect()
+            device.release()
         result["cold_start"] = None if options.only_time else cold_start(case, known)
         result["memory"] = None if options.only_time else peak_memory(case)
         result["load_average"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # who else was at work
@@ -217,6 +244,8 @@ def main(arguments: list[str] | None = None) -> None:
         write_json(options.out / f"{case.name}.json", result)
         progress(case, "")
         print(verdict(result), flush=True)
+    if failed:
+        raise SystemExit(f"run.py: {', '.join(failed)} failed")
 
 
 if __name__ == "__main__":

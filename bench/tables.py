@@ -207,8 +207,11 @@ def main() -> None:
     parser.add_argument("--results", type=pathlib.Path, help="print the tables of this folder instead")
     options = parser.parse_args()
     if options.results is None:
+        from bench import gpu_tables  # which builds on this file
+
         readme.update("bench", tables())
         bounds.update()
+        gpu_tables.update()
     else:
         print(tables(load(options.results)))
 

@@ -37,8 +37,8 @@ def cuda(ordinal: int = 0):
         return backend(ordinal)
     except ImportError as error:
         raise InputError(
-            f'device: "cuda" needs CuPy ({error}); pip install "fastkoop[cuda12]" or "fastkoop[cuda13]", whichever CUDA '
-            "the driver supports"
+            f'device: "cuda" needs CuPy ({error}); pip install "fastkoop[cuda12]" or "fastkoop[cuda13]", by the CUDA '
+            "that the driver supports"
         ) from None
     except RuntimeError as error:  # of CuPy: no driver, or no device
         raise InputError(f'device: "cuda" finds no usable device ({error}); name "cpu"') from None
@@ -56,12 +56,12 @@ def strips(contract, parameters: list[tuple], n: int) -> np.ndarray:
 
     Row i of each goes into columns first .. first + columns of row i of a snapshot (rows, n).
     """
-    from .kernels.cuda import STRIP
+    from .kernels.cuda import STRIP, split
 
     made = np.zeros(len(parameters), STRIP)
     for k, (array, first, rows, columns) in enumerate(parameters):
         made[k] = (contract.driver.address(array), first, rows, columns, columns, 1, n)
-    return made.view(np.uint8)
+    return split(made, parameters[0][0].dtype.itemsize).view(np.uint8)
 
 
 def each_large_block(function: Callable[[int], object], blocks: int, order: int) -> list:

@@ -16,7 +16,6 @@ from .cutoff import Energy, Rank
 
 try:
     import typer
-    from rich import box
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
@@ -173,20 +172,22 @@ def profile(
         str | None, typer.Option(help="NxM,NxM,...: weights and snapshot pairs of a block; a usual few if not given.")
     ] = None,
     blocks: Annotated[
-        int | None, typer.Option(help="Blocks in a batch; 64 MB of them if not given, of large ones one a thread.")
+        int | None,
+        typer.Option(help="Blocks in a batch; if not given more than caches hold, of large ones one a thread."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     rounds: Annotated[int, typer.Option(help="Time each kernel this many times, if the seconds last.")] = 9,
     seconds: Annotated[float, typer.Option(help="Time for all kernels; ceilings and compiling come on top.")] = 40.0,
-    device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Annotated[str, typer.Option(help="Folder for profile.json and roofline.png.")] = "fastkoop-profile",
 ) -> None:
-    """Measure this machine's ceilings (copy bandwidth, matrix rate), and what every kernel reaches of them."""
+    """Measure ceilings (copy bandwidth, matrix rate) of the CPU or a GPU, and what every kernel reaches of them."""
     with one_sentence():
         _profile(dict(locals()))
 
 
 def _profile(options: dict) -> None:
+    from .profile_table import show
     from .profiling import Config, parse_sizes
     from .profiling import profile as run
 
@@ -198,67 +199,8 @@ def _profile(options: dict) -> None:
             results = run(config, tick)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; kept nothing") from None
-    console = Console()
-    for line in _ceilings(results):
-        console.print(line, soft_wrap=True, highlight=False)
-    console.print(_kernels(results["kernels"]))
-    console.print(_compiling(results["first_calls"]), soft_wrap=True, highlight=False)
-    console.print(f"roofline.png and profile.json are in {config.out}", soft_wrap=True, highlight=False)
-
-
-def _ceilings(results: dict) -> list[str]:
-    """This machine's ceilings, in words."""
-    lines = [f"{results['machine']['processor']}, {results['config']['dtype']} data"]
-    for level in results["ceilings"]:
-        threads = "1 thread" if level["threads"] == 1 else f"{level['threads']} threads"
-        lines.append(
-            f"{threads}: copy {level['copy'] / 1e9:.3g} GB/s; matrix product {level['float32'] / 1e9:.3g} GFLOP/s "
-            f"in float32, {level['float64'] / 1e9:.3g} in float64"
-        )
-    return lines
-
-
-def _kernels(rows: list[dict]) -> Table:
-    """The kernels, size by size."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    for head in ("us/block", "±", "GB/s", "GFLOP/s", "flop/B", "of roof"):
-        table.add_column(head, justify="right")
-    table.add_column("route")
-    size = None
-    for row in rows:
-        if size != (row["n"], row["m"]):
-            size = row["n"], row["m"]
-            table.add_section()
-            table.add_row(f"n = {size[0]}, m = {size[1]}", style="bold")
-        time, share = row["seconds"], 100 * row["share"]
-        table.add_row(
-            f"  {row['kernel']}" + ("" if row["data"] == "full" else f", rank {row['rank']}"),
-            _digits(row["microseconds_per_block"]),
-            f"{50 * (time['high'] - time['low']) / time['median']:.0f}%",
-            _digits(row["gigabytes_per_second"]),
-            _digits(row["gigaflops_per_second"]),
-            _digits(row["intensity"]),
-            f"{share:.0f}%" if share >= 10 else f"{share:.1f}%",
-            row["route"] or "",
-        )
-    return table
-
-
-def _digits(value: float) -> str:
-    """Three significant digits, without exponents."""
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.3g}" if value >= 1e-3 else f"{value:.4f}"
-
-
-def _compiling(first: dict) -> str:
-    """What the kernels' first calls took, in words."""
-    compiled = [f"{kernel} {call['seconds']:.2g} s" for kernel, call in first.items() if call["compiled"]]
-    cached = [call["seconds"] for call in first.values() if not call["compiled"]]
-    parts = [f"{', '.join(compiled)} (compiled)"] if compiled else []
-    parts += [f"{len(cached)} kernels {sum(cached):.2g} s (from the disk cache)"] if cached else []
-    return "First calls, beyond the next ones: " + "; ".join(parts)
+    show(results, Console())
+    Console().print(f"roofline.png and profile.json are in {config.out}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -273,8 +215,19 @@ def info() -> None:
             table.add_row(name, version or "not installed")
         table.add_row("python", f"{machine['python']} on {machine['system']}")
         table.add_row("processor", f"{machine['processor']}, {machine['cores']} cores")
-        table.add_row("device", f"cpu, {machine['threads']} threads (this version computes on the CPU)")
+        table.add_row("device", f"cpu, {machine['threads']} threads")
+        table.add_row("", _cuda())
         Console().print(table)
+
+
+def _cuda() -> str:
+    """The CUDA device that would be used, or why there is none."""
+    from .backends import cuda
+
+    try:
+        return f"cuda, {cuda().device.name}"
+    except InputError as error:
+        return f"no cuda: {str(error).removeprefix('device: ')}"
 
 
 def main() -> None:

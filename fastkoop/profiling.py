@@ -9,17 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-import numba.core.event
 import numpy as np
 import scipy.linalg
 
 from . import checks
 from . import cutoff as rules
-from .arrays import read
-from .backends import ROUTES, backend_for, each_large_block, get_num_threads, plan, resolution
+from .backends import ROUTES, each_large_block, resolution
+from .devices import Gpu, Host, open_device
 from .files import plain, prepare_out, write, write_json
-from .machine import describe_machine
-from .throughput import COSTS, PARTS, Ceilings, Cost, Timing, cache_bytes, free_memory, measure, measure_ceilings
+from .throughput import COSTS, PARTS, RECORD, Ceilings, Cost, Timing, measure
 
 # A node of the report's first layer over 8, 32 and 64 steps; a hidden node over 32 steps and over two epochs; a
 # single weight, a node and the whole of the first layer over two epochs.
@@ -27,17 +25,17 @@ SIZES = ((785, 8), (785, 32), (785, 64), (21, 32), (21, 1875), (1, 1875), (785, 
 LAST_VALUE = {"full": 1e-2, "truncated": 1e-7}  # singular values run from 1 to this
 UNRESOLVED = 1.5  # times the cutoff: where the smallest one counts, but may be too small for a Gram matrix
 LONG_FLOPS = 1e10  # blocks that take about a second a call
-BATCH_BYTES = 64 << 20  # of snapshots in a batch
 DISTINCT = 64  # blocks made; a batch repeats them
 MOST_BLOCKS = 1 << 18  # for kernels that take next to nothing a block
 MADE_BYTES = 32 << 20  # of float64 while they are made
 ONE = np.array([1])
+EVERY = {**COSTS, **PARTS, **RECORD}
 FLOAT64_KERNELS = ("solve", "evolve", "advance", *PARTS)  # whatever the data: a Gram matrix and Factors are float64
 
 
 @dataclass(frozen=True)
 class Config:
-    """One profile. blocks None: as many as make a batch of 64 MB, or of large blocks one a thread."""
+    """One profile. blocks None: as many as make a batch that exceeds the caches, or of large blocks one a thread."""
 
     sizes: tuple[tuple[int, int], ...] = SIZES
     blocks: int | None = None
@@ -53,28 +51,36 @@ class Config:
         Raises:
             ValueError, TypeError: naming the option, what was expected, what was found and the cure.
         """
-        checks.choice("device", self.device, ("cpu",))
+        checks.choice("device", self.device, ("cpu", "cuda"))
         checks.choice("dtype", self.dtype, ("float32", "float64"))
         checks.integer("rounds", self.rounds, least=1)
         if not 0 < self.seconds < math.inf:
             raise checks.InputError(f"seconds: expected a number > 0, got {self.seconds}")
         if self.blocks is not None:
             checks.integer("blocks", self.blocks, least=1)
-        for n, m in self.sizes:
-            needed, free = _memory(n, m, self.batch(n, m), self.dtype), free_memory()
-            if needed > free / 2:
-                raise checks.InputError(
-                    f"sizes: {n}x{m} with {self.batch(n, m)} blocks takes about {needed / 1e9:.1f} GB, more than half "
-                    f"of the {free / 1e9:.1f} GB that are free; name a smaller size, or fewer --blocks"
-                )
         return self
 
-    def batch(self, n: int, m: int) -> int:
+    def fits(self, device: Host | Gpu) -> None:
+        """Nothing, if every size fits into the device's memory.
+
+        Raises:
+            ValueError: naming the size, its bytes, the device's and the cure.
+        """
+        for n, m in self.sizes:
+            blocks, free = self.batch(n, m, device), device.free_memory()
+            needed = _memory(n, m, blocks, self.dtype) + 6 * device.batch_bytes
+            if needed > free / 2:
+                raise checks.InputError(
+                    f"sizes: {n}x{m} with {blocks} blocks takes about {needed / 1e9:.1f} GB, more than half "
+                    f"of the {free / 1e9:.1f} GB that are free; name a smaller size, or fewer --blocks"
+                )
+
+    def batch(self, n: int, m: int, device: Host | Gpu) -> int:
         """Blocks of this size in a batch."""
         if self.blocks is not None:
             return self.blocks
-        fitting = max(1, BATCH_BYTES // (n * (m + 1) * np.dtype(self.dtype).itemsize))
-        return min(fitting, get_num_threads()) if plan(1, n, m, self.dtype).engine == "library" else fitting
+        fitting = max(1, device.batch_bytes // (n * (m + 1) * np.dtype(self.dtype).itemsize))
+        return min(fitting, device.abreast) if device.plan(n, m, self.dtype).engine == "library" else fitting
 
     def described(self) -> dict:
         """The config of profile.json."""
@@ -106,7 +112,7 @@ def _memory(n: int, m: int, blocks: int, dtype: str) -> float:
     """Bytes that profiling this size takes, about: data, result, Gram matrices and Factors, blocks in the making."""
     q, data = min(n, m), n * (m + 2)
     made = 3 * 8 * data * _distinct(n, m, blocks) / _stacked(n, m)
-    return blocks * (3.0 * data * np.dtype(dtype).itemsize + 8.0 * 8 * q * q) + made + 6 * BATCH_BYTES
+    return blocks * (3.0 * data * np.dtype(dtype).itemsize + 8.0 * 8 * q * q) + made
 
 
 def _distinct(n: int, m: int, blocks: int) -> int:
@@ -119,8 +125,11 @@ def _stacked(n: int, m: int) -> int:
     return max(1, min(8 * long * short // MADE_BYTES, long // short))
 
 
-def snapshots(n: int, m: int, blocks: int, dtype, last: float, seed: int = 0) -> np.ndarray:
-    """Random snapshots (m+1, blocks, n), as recorded, whose F has singular values from 1 to `last`, geometric."""
+def snapshots(n: int, m: int, blocks: int, dtype, last: float, seed: int = 0, xp=np):
+    """Random snapshots (m+1, blocks, n), as recorded, whose F has singular values from 1 to `last`, geometric.
+
+    xp: whose array it is to be; only distinct blocks travel to a device.
+    """
     rng, made = np.random.default_rng(seed), _distinct(n, m, blocks)
     short, long = sorted((n, m))
     times = _stacked(n, m)
@@ -132,7 +141,7 @@ def snapshots(n: int, m: int, blocks: int, dtype, last: float, seed: int = 0) ->
     X = np.empty((m + 1, made, n), dtype)
     X[:-1] = F.transpose(2, 0, 1)
     X[-1] = rng.normal(size=(made, n)) / math.sqrt(n)
-    return np.take(X, np.arange(blocks) % made, axis=1)
+    return xp.take(xp.asarray(X), xp.arange(blocks) % made, axis=1)
 
 
 def _orthonormal(rng, count: int, rows: int, columns: int) -> np.ndarray:
@@ -144,32 +153,36 @@ class Problem:
     """A batch of blocks and the calls to time on it. What a kernel needs from another one is made at its first call.
 
     Args:
-        X: snapshots (m+1, B, n).
+        X: snapshots (m+1, B, n), where the device wants them.
         cutoff: pair (kind, value).
+        device: whose kernels are called.
         least: bytes of Gram matrices to solve at least, and of Factors to evolve: those of the blocks are much
             smaller than their snapshots, and repeated until there are as many.
     """
 
-    def __init__(self, X: np.ndarray, cutoff: tuple[str, float], least: tuple[int, int] = (0, 0)):
-        self.X, self.cutoff, self.least = X, cutoff, least
+    def __init__(self, X, cutoff: tuple[str, float], device: Host | Gpu, least: tuple[int, int] = (0, 0)):
+        self.X, self.cutoff, self.device, self.least = X, cutoff, device, least
         self.n, self.m, self.blocks = X.shape[2], len(X) - 1, X.shape[1]
-        self.kernels = backend_for(read(X))
+        self.kernels = device.kernels
 
     @functools.cached_property
-    def grams(self) -> np.ndarray:
+    def grams(self):
         """Gram matrices of the blocks, over and over."""
         S = self.kernels.gram(self.X)
-        return _repeat(S, min(self.least[0] / S.nbytes, MOST_BLOCKS / len(S)))
+        return self._repeat(S, min(self.least[0] / S.nbytes, MOST_BLOCKS / len(S)))
 
     @functools.cached_property
     def factors(self):
         """Reduced operators of `grams`, over and over."""
         factors = self._solve()
         times = min(self.least[1] / max(factors.operator.nbytes, 1), MOST_BLOCKS / len(factors.rank))
-        return type(factors)(*(_repeat(part, times) for part in factors))
+        return type(factors)(*(self._repeat(part, times) for part in factors))
+
+    def _repeat(self, array, times: float):
+        return self.device.xp.concatenate([array] * max(1, math.ceil(times)))
 
     @functools.cached_property
-    def coefficients(self) -> np.ndarray:
+    def coefficients(self):
         """Coefficients of the next state of each block."""
         return self.kernels.evolve(self.factors, ONE)[: self.blocks].copy()
 
@@ -179,6 +192,7 @@ class Problem:
     def calls(self) -> dict[str, Callable[[], object]]:
         """What to time, by kernel, each after those it needs."""
         kernels = self.kernels
+        extra = {} if self.device.name == "cpu" else {"record": self._record}
         return {
             "gram": lambda: kernels.gram(self.X),
             "solve": self._solve,
@@ -187,7 +201,12 @@ class Problem:
             "lift": lambda: kernels.lift(self.X, self.coefficients),
             "predict": lambda: kernels.predict(self.X, 1, self.cutoff),
             "pinv": lambda: kernels.pinv(self.X[:-1], self.cutoff),
+            **extra,
         }
+
+    @functools.cached_property
+    def _record(self) -> Callable[[], object]:
+        return self.device.recorder(self.batch("record"), self.n, self.X.dtype)
 
     @functools.cached_property
     def parts(self) -> dict[str, Callable[[], object]]:
@@ -210,35 +229,41 @@ class Problem:
         """Blocks in one call of a kernel."""
         if kernel == "solve":
             return len(self.grams)
+        if kernel == "record":  # of a snapshot alone: as many nodes as fill the batch's bytes
+            return max(1, min(self.device.batch_bytes // (self.n * self.X.dtype.itemsize), MOST_BLOCKS))
         return len(self.factors.rank) if kernel in ("evolve", "advance") else self.blocks
 
     @property
     def rank(self) -> int:
         """The median rank of the blocks; of those that take about a second a call all singular values count."""
-        if plan(1, self.n, self.m, self.X.dtype).flops > LONG_FLOPS:
+        if self.device.plan(self.n, self.m, self.X.dtype).flops > LONG_FLOPS:
             return min(self.n, self.m)
-        return int(np.median(self.factors.rank))
+        return int(np.median(self.device.host(self.factors.rank)))
 
 
-def _repeat(array: np.ndarray, times: float) -> np.ndarray:
-    return np.concatenate([array] * max(1, math.ceil(times)))
+def kernels_of(device: Host | Gpu) -> tuple[str, ...]:
+    """The kernels that a device has."""
+    return (*COSTS, *(() if device.name == "cpu" else RECORD))
 
 
-def first_calls(dtype) -> dict[str, dict]:
+def first_calls(dtype, device: Host | Gpu) -> dict[str, dict]:
     """Seconds that each kernel's first call, on a tall and a wide block, takes beyond the next one: its compile time.
 
     "compiled" is False where the disk cache had it, or this process had called it before.
     """
     times: dict[str, dict] = {}
-    problems = [Problem(snapshots(n, m, 1, dtype, 0.1), ("relative", 1e-6)) for n, m in ((5, 3), (3, 5))]
-    for kernel in COSTS:
-        with numba.core.event.install_recorder("numba:compile") as compiling:
+    problems = [
+        Problem(snapshots(n, m, 1, dtype, 0.1, xp=device.xp), ("relative", 1e-6), device) for n, m in ((5, 3), (3, 5))
+    ]
+    for kernel in kernels_of(device):
+        with device.compiling() as compiled:
             took = 0.0
             for problem in problems:
                 call = problem.calls()[kernel]
+                # on the wall: a device has nothing to do while its kernels are compiled
                 first, steady = (measure(call, 1, warmup=0).median for _ in range(2))
                 took += max(0.0, first - steady)
-        times[kernel] = {"seconds": took, "compiled": bool(compiling.buffer)}
+            times[kernel] = {"seconds": took, "compiled": compiled()}
     return times
 
 
@@ -251,19 +276,20 @@ class Task(NamedTuple):
     kernel: str
 
 
-def tasks(config: Config) -> list[Task]:
+def tasks(config: Config, device: Host | Gpu) -> list[Task]:
     """The rows of a profile, those on the same data next to each other.
 
     Full-rank and truncated blocks cost differently where they are solved, in solve and predict; one singular value
     cannot be truncated. Wide blocks need no lift: their coefficients are the states. Small blocks may have singular
-    values that count and that no Gram matrix resolves. Large ones leave parts to BLAS and LAPACK, of which those
-    that take about a second a call are only predicted.
+    values that count and that no Gram matrix resolves. Large ones leave parts to BLAS and LAPACK on a CPU; those that
+    take about a second a call there are only predicted.
     """
     rows = []
     for n, m in config.sizes:
-        how = plan(1, n, m, config.dtype)
-        long, parts = how.flops > LONG_FLOPS, PARTS if how.engine == "library" else ()
-        kernels = ("predict",) if long else [kernel for kernel in COSTS if n > m or kernel != "lift"]
+        how = device.plan(n, m, config.dtype)
+        long = how.flops > LONG_FLOPS
+        parts = PARTS if how.engine == "library" and device.name == "cpu" else ()
+        kernels = ("predict",) if long else [kernel for kernel in kernels_of(device) if n > m or kernel != "lift"]
         rows += [Task(n, m, "full", kernel) for kernel in (*kernels, *parts)]
         if min(n, m) > 1 and not long:
             rows += [Task(n, m, "truncated", kernel) for kernel in ("solve", "predict")]
@@ -282,39 +308,46 @@ def _last_value(n: int, m: int, data: str) -> float:
     return UNRESOLVED * _rule(n, m)[1] if data == "unresolved" else LAST_VALUE[data]
 
 
-def rows(config: Config, tick: Callable[[str, int, int], None]) -> Iterator[dict]:
+def rows(config: Config, device: Host | Gpu, tick: Callable[[str, int, int], None]) -> Iterator[dict]:
     """Measure the kernels, a row of profile.json each but for its share, in about `config.seconds`.
 
     On a machine too slow for that every row still gets a round, and the parts of large blocks three.
     """
     end = time.monotonic() + config.seconds
-    least, todo = (4 * cache_bytes()["L2"] * get_num_threads(), BATCH_BYTES), tasks(config)
+    least, todo = (4 * device.private_cache, device.batch_bytes), tasks(config, device)
     problem, made = None, None
     for done, task in enumerate(todo):
         tick(f"{task.n}x{task.m} {task.kernel}, {task.data}", done, len(todo))
         if made != task[:3]:
             problem, made = None, task[:3]  # the old batch goes before the new one comes
-            X = snapshots(task.n, task.m, config.batch(task.n, task.m), config.dtype, _last_value(*made))
-            problem = Problem(X, _rule(task.n, task.m), least)
+            blocks = config.batch(task.n, task.m, device)
+            X = snapshots(task.n, task.m, blocks, config.dtype, _last_value(*made), xp=device.xp)
+            problem = Problem(X, _rule(task.n, task.m), device, least)
+            del X  # the problem has it
         call = (problem.parts if task.kernel in PARTS else problem.calls())[task.kernel]
         result = call()
         seconds = (end - time.monotonic()) / (len(todo) - done)
         least_rounds = 3 if seconds > 0 or task.kernel in PARTS else 1  # a thread's first product is slower
-        timing = measure(call, config.rounds, seconds, least=least_rounds, warmup=0)
-        yield row(task, problem, timing, _route(task.kernel, result))
+        timing = measure(call, config.rounds, seconds, least=least_rounds, warmup=0, timer=device.timer)
+        yield row(task, problem, timing, _route(task.kernel, result, device)) | _launches(device, call)
     tick("done", len(todo), len(todo))
 
 
-def _route(kernel: str, result) -> str | None:
+def _launches(device: Host | Gpu, call: Callable[[], object]) -> dict:
+    """What a call launches, on a device that launches."""
+    return {} if device.name == "cpu" else {"launches": device.launches_of(call)}
+
+
+def _route(kernel: str, result, device: Host | Gpu) -> str | None:
     """The word for how most blocks were answered, where a kernel reports it."""
     taken = result.route if kernel == "solve" else result[1] if kernel in ("predict", "pinv") else None
-    return None if taken is None else ROUTES[np.bincount(taken).argmax()]
+    return None if taken is None else ROUTES[np.bincount(device.host(taken)).argmax()]
 
 
 def row(task: Task, problem: Problem, timing: Timing, route: str | None) -> dict:
     """What one kernel did. Bytes and flops are those of a call, that is of all its blocks."""
     size, blocks, rank = problem.X.dtype.itemsize, problem.batch(task.kernel), problem.rank
-    one = {**COSTS, **PARTS}[task.kernel](task.n, task.m, size, rank)
+    one = EVERY[task.kernel](task.n, task.m, size, rank)
     cost = Cost(blocks * one.bytes, blocks * one.flops)
     return {
         **task._asdict(),
@@ -338,15 +371,18 @@ def against(row: dict, dtype: str, ceilings: Ceilings) -> dict:
     return {"share": share, "bound": "memory" if memory else "arithmetic"}
 
 
-def profile(config: Config, tick: Callable[[str, int, int], None] = lambda *_: None) -> dict:
+def profile(
+    config: Config, tick: Callable[[str, int, int], None] = lambda *_: None, device: Host | Gpu | None = None
+) -> dict:
     """Measure ceilings and kernels, and write profile.json and roofline.png into `config.out`.
 
-    All threads' ceilings are measured before and after the kernels and the higher ones count, so that a
+    The highest ceilings are measured before and after the kernels and the higher ones count, so that a
     machine that sped up meanwhile flatters nobody.
 
     Args:
         config: what to measure; checked here.
         tick: called with what is going on, how many rows are done, and of how many.
+        device: to measure on, if not the one that `config` names.
 
     Returns:
         The contents of profile.json.
@@ -357,17 +393,19 @@ def profile(config: Config, tick: Callable[[str, int, int], None] = lambda *_: N
     from .roofline import draw  # Matplotlib, which is better missed now than after a minute
 
     config = config.checked()
-    out, total = prepare_out(config.out), len(tasks(config))
+    device = open_device(config.device) if device is None else device
+    config.fits(device)
+    out, total = prepare_out(config.out), len(tasks(config, device))
     tick("first calls", 0, total)
-    compiling = first_calls(config.dtype)
+    compiling = first_calls(config.dtype, device)
     tick("ceilings", 0, total)
-    before = [measure_ceilings(threads) for threads in sorted({1, get_num_threads()})]
-    measured = list(rows(config, tick))
+    before = device.ceilings()
+    measured = list(rows(config, device, tick))
     tick("ceilings, again", total, total)
-    ceilings = [*before[:-1], before[-1].best(measure_ceilings(before[-1].threads))]
+    ceilings = [*before[:-1], before[-1].best(device.ceilings()[-1])]
     results = {
         "config": config.described(),
-        "machine": {**describe_machine(), "cache_bytes": cache_bytes()},
+        "machine": device.described(),
         "ceilings": [level._asdict() for level in ceilings],
         "first_calls": compiling,
         "kernels": [{**one, **against(one, config.dtype, ceilings[-1])} for one in measured],

@@ -10,6 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from .throughput import Ceilings
+
 _COLUMNS, _WIDTH, _HEIGHT, _DPI = 3, 3.6, 3.0, 120  # panels a row, inches of each, dots per inch
 _GREY, _LIGHT = "#4D4D4D", "#8C8C8C"
 # Okabe and Ito's palette, distinct under the common colour blindnesses; every point is named as well.
@@ -35,7 +37,7 @@ def draw(results: dict) -> bytes:
     Args:
         results: the dict of profile.json.
     """
-    points = results["kernels"]
+    points = [row for row in results["kernels"] if row["intensity"]]  # copies have no place on logarithmic axes
     sizes = list(dict.fromkeys((row["n"], row["m"]) for row in points))
     rows, columns = -(-len(sizes) // _COLUMNS), min(len(sizes), _COLUMNS)
     fig = Figure(figsize=(max(2, columns) * _WIDTH, rows * _HEIGHT + 1.15), dpi=_DPI)
@@ -64,9 +66,10 @@ def draw(results: dict) -> bytes:
 def _heading(fig: Figure, results: dict) -> float:
     """Title, setting and legend above the panels; the inches they take."""
     best = results["ceilings"][-1]
-    title = f"What FastKoop's kernels reach on {results['machine']['processor']}"
+    whose = Ceilings(**best).whose
+    title = f"What FastKoop's kernels reach on {results['machine'].get('device', results['machine']['processor'])}"
     words = (
-        f"{results['config']['dtype']} data; {best['threads']} threads: copy {best['copy'] / 1e9:.3g} GB/s, matrix "
+        f"{results['config']['dtype']} data; {whose}: copy {best['copy'] / 1e9:.3g} GB/s, matrix "
         f"product {best['float32'] / 1e9:.3g} GFLOP/s in float32, {best['float64'] / 1e9:.3g} in float64"
     )
     style = {"x": 0.01, "va": "top", "parse_math": False}
@@ -77,12 +80,12 @@ def _heading(fig: Figure, results: dict) -> float:
         fig.text(y=1 - (0.34 + 0.16 * i) / height, s=line, fontsize=8.5, color=_GREY, **style)
     below = 0.34 + 0.16 * len(lines)
     handles = [
-        Line2D([], [], color=_GREY, lw=1.6, label=f"roof, {best['threads']} threads"),
+        Line2D([], [], color=_GREY, lw=1.6, label=f"roof, {whose}"),
         Line2D([], [], color=_LIGHT, lw=1.0, ls="--", label="roof, 1 thread"),
         Line2D([], [], color=_GREY, marker="o", ls="", label="full rank"),
         Line2D([], [], color=_GREY, marker="o", mfc="white", ls="", label="truncated"),
     ]
-    if best["threads"] == 1:
+    if len(results["ceilings"]) == 1:
         handles = [handles[0], *handles[2:]]
     place = {"loc": "upper left", "bbox_to_anchor": (0.01, 1 - (below + 0.02) / height), "borderpad": 0}
     fig.legend(handles=handles, ncols=4, fontsize=8.5, frameon=False, borderaxespad=0, **place)

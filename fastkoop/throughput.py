@@ -33,6 +33,13 @@ class Timing(NamedTuple):
     rounds: int
 
 
+def wall(function: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call by a clock on the wall; what it returns is dropped within the time."""
+    began = clock()
+    function()
+    return clock() - began
+
+
 def measure(
     function: Callable[[], object],
     rounds: int = 9,
@@ -40,9 +47,9 @@ def measure(
     *,
     least: int = 3,
     warmup: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
+    timer: Callable[[Callable[[], object]], float] = wall,
 ) -> Timing:
-    """Time calls of a function; what it returns is dropped within the time.
+    """Time calls of a function.
 
     Args:
         function: takes no arguments.
@@ -50,19 +57,17 @@ def measure(
         seconds: no further call begins once the calls have taken that long, after the `least` first ones.
         least: calls to time whatever they take (never more than `rounds`).
         warmup: calls before those, not timed.
-        clock: seconds, as a float.
+        timer: calls a function and tells the seconds that it took.
 
-    >>> ticks = iter([0.0, 3.0, 10.0, 11.0, 20.0, 22.0])
-    >>> measure(lambda: None, rounds=3, clock=lambda: next(ticks))
+    >>> lasts = iter([3.0, 1.0, 2.0])
+    >>> measure(lambda: None, rounds=3, warmup=0, timer=lambda function: next(lasts))
     Timing(median=2.0, low=1.5, high=2.5, rounds=3)
     """
     for _ in range(warmup):
         function()
     taken: list[float] = []
     while len(taken) < rounds and (len(taken) < least or sum(taken) < seconds):
-        began = clock()
-        function()
-        taken.append(clock() - began)
+        taken.append(timer(function))
     low, median, high = (float(quartile) for quartile in np.quantile(taken, (0.25, 0.5, 0.75)))
     return Timing(median, low, high, len(taken))
 
@@ -152,6 +157,11 @@ def pinv_cost(n: int, m: int, size: int, rank: int) -> Cost:
     return Cost(2 * n * m * size, long * q * (q + 1) + rest)
 
 
+def record_cost(n: int, m: int, size: int, rank: int) -> Cost:
+    """One snapshot of a block: n numbers read, as many written."""
+    return Cost(2 * n * size, 0)
+
+
 COSTS: dict[str, Callable[[int, int, int, int], Cost]] = {
     "gram": gram_cost,
     "solve": solve_cost,
@@ -161,6 +171,10 @@ COSTS: dict[str, Callable[[int, int, int, int], Cost]] = {
     "predict": predict_cost,
     "pinv": pinv_cost,
 }
+
+
+# On a GPU recording is a kernel of its own.
+RECORD: dict[str, Callable[[int, int, int, int], Cost]] = {"record": record_cost}
 
 
 def product_cost(n: int, m: int, size: int, rank: int) -> Cost:
@@ -180,12 +194,17 @@ PARTS: dict[str, Callable[[int, int, int, int], Cost]] = {"product": product_cos
 
 
 class Ceilings(NamedTuple):
-    """What some threads of this machine were measured to do at best."""
+    """What some threads of this machine, or its whole GPU (threads None), were measured to do at best."""
 
-    threads: int
+    threads: int | None
     copy: float  # bytes a second, those read plus those written
     float32: float  # flops a second of a matrix product
     float64: float
+
+    @property
+    def whose(self) -> str:
+        """In words."""
+        return "device" if self.threads is None else "1 thread" if self.threads == 1 else f"{self.threads} threads"
 
     def rate(self, dtype) -> float:
         """Flops a second that a kernel on data of this dtype is held to: float32 data to the faster of both rates."""

@@ -93,7 +93,8 @@ def test_the_table_is_whole():
     for case in cases.CASES:
         assert case.data in ("graded", "modes", "windows", "first layer", "first layer, nodes", "nodes")
         assert set(case.goals) <= {"expert", "library", "numpy", "report", "roofline"}
-    assert [case.name for case in cases.select(["C", "A8"])] == ["A8", "C-jax", "C-array_api"]
+        assert set(case.gpu_goals) <= {"expert", "roofline"} and (case.gpu_blocks or case.blocks) >= case.blocks
+    assert [case.name for case in cases.select(["C", "A8"])] == ["C-jax", "C-array_api", "A8"]
     with pytest.raises(ValueError, match=r"case: expected one of A8, .*got 'A9'"):
         cases.select(["A9"])
 

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from fastkoop.kernels.cuda import backend
 from typer.testing import CliRunner
 
 from fastkoop.cli import app
@@ -30,7 +31,7 @@ def test_compare_prints_a_table_and_the_verdict(tmp_path):
 
 
 def test_profile_prints_ceilings_kernels_and_compile_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastkoop.profiling.measure_ceilings", lambda k: Ceilings(k, k * 2e10, k * 1e11, k * 5e10))
+    monkeypatch.setattr("fastkoop.devices.measure_ceilings", lambda k: Ceilings(k, k * 2e10, k * 1e11, k * 5e10))
     options = ("--sizes", "20x4,3x9", "--blocks", "5", "--rounds", "1", "--seconds", "0.1", "--out", str(tmp_path))
     done = CliRunner().invoke(app, ["profile", *options])
     assert done.exit_code == 0, done.stderr
@@ -59,6 +60,14 @@ def test_info_names_versions_and_device():
     assert "numba" in done.stdout and "device" in done.stdout and "threads" in done.stdout
 
 
+def test_a_gpu_without_cupy_is_one_sentence_that_names_the_extras(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    backend.cache_clear()
+    done = CliRunner().invoke(app, ["profile", "--device", "cuda", "--out", str(tmp_path)])
+    assert done.exit_code == 2 and "needs CuPy" in done.stderr and "fastkoop[cuda12]" in done.stderr
+    assert "no cuda" in CliRunner().invoke(app, ["info"]).stdout
+
+
 @pytest.fixture(autouse=True)
 def handlers():
     """The process's own signal handlers, back after each test."""
@@ -80,7 +89,7 @@ def handlers():
         (("compare", "--dataset", "mnist", "--data-dir", "/nonexistent"), "/nonexistent"),
         (("compare", "--out", "/proc/nothing"), "out: cannot write into '/proc/nothing'"),
         (("compare", "--seeds", "x"), "'--seeds'"),
-        (("profile", "--device", "cuda"), "device: expected one of 'cpu', got 'cuda'"),
+        (("profile", "--device", "tpu"), "device: expected one of 'cpu', 'cuda', got 'tpu'"),
         (("profile", "--dtype", "half"), "dtype: expected one of 'float32', 'float64', got 'half'"),
         (("profile", "--sizes", "785"), "sizes: expected NxM,NxM,..."),
         (("profile", "--sizes", "900000x900000"), "sizes: 900000x900000 with 1 blocks takes about"),

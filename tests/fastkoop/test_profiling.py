@@ -6,11 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from fastkoop import profiling
+from fastkoop import devices, profiling
 from fastkoop.checks import InputError
+from fastkoop.devices import Host
 from fastkoop.profiling import Config, Problem, against, first_calls, parse_sizes, profile, snapshots, tasks
 from fastkoop.throughput import COSTS, PARTS, Ceilings, copy_bandwidth, matrix_rate
 
+HOST = Host()
 SMALL = ((20, 4), (3, 40), (1, 9))
 
 
@@ -25,8 +27,8 @@ def profiled(tmp_path_factory):
     """One profile: its folder, what it returned and what it told on the way."""
     out, ticks = tmp_path_factory.mktemp("profile") / "new" / "folder", []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profiling, "measure_ceilings", quick_ceilings)
-        patch.setattr(profiling, "BATCH_BYTES", 1 << 18)
+        patch.setattr(devices, "measure_ceilings", quick_ceilings)
+        patch.setattr(Host, "batch_bytes", 1 << 18)
         config = Config(sizes=SMALL, rounds=2, seconds=0.5, out=str(out))
         results = profile(config, lambda *state: ticks.append(state))
     return out, results, ticks
@@ -82,7 +84,7 @@ class TestProfile:
 
 
 def test_a_failed_profile_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(profiling, "first_calls", lambda dtype: 1 / 0)
+    monkeypatch.setattr(profiling, "first_calls", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         profile(Config(out=str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
@@ -91,7 +93,7 @@ def test_a_failed_profile_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"device": "cuda"}, r"device: expected one of 'cpu', got 'cuda'"),
+        ({"device": "tpu"}, r"device: expected one of 'cpu', 'cuda', got 'tpu'"),
         ({"dtype": "float16"}, "dtype: expected one of"),
         ({"rounds": 0}, "rounds: expected an integer >= 1, got 0"),
         ({"seconds": 0.0}, "seconds: expected a number > 0, got 0"),
@@ -118,10 +120,10 @@ def test_sizes_as_written():
 def test_batches_fill_the_bytes_and_large_blocks_the_threads(threads):
     threads(3)
     config = Config()
-    assert config.batch(785, 8) == (64 << 20) // (785 * 9 * 4)
-    assert config.batch(785, 1875) == 3
-    assert config.batch(5000, 5000) == 1
-    assert Config(blocks=7).batch(785, 1875) == 7
+    assert config.batch(785, 8, HOST) == (64 << 20) // (785 * 9 * 4)
+    assert config.batch(785, 1875, HOST) == 3
+    assert config.batch(5000, 5000, HOST) == 1
+    assert Config(blocks=7).batch(785, 1875, HOST) == 7
 
 
 @pytest.mark.parametrize(("n", "m"), [(30, 6), (6, 30), (5, 5), (1, 8), (8, 1)])
@@ -146,7 +148,7 @@ def test_large_snapshots_repeat_themselves_and_keep_their_singular_values(n, m, 
 def test_the_parts_of_large_blocks_are_what_predict_needs():
     for n, m in ((130, 100), (100, 130)):
         X = snapshots(n, m, 2, np.float32, 1e-2)
-        parts = Problem(X, ("relative", 1e-6)).parts
+        parts = Problem(X, ("relative", 1e-6), HOST).parts
         assert list(parts) == list(PARTS)
         F = X[:-1].transpose(1, 2, 0).astype(np.float64)
         G = F.transpose(0, 2, 1) @ F if n > m else F @ F.transpose(0, 2, 1)
@@ -157,14 +159,14 @@ def test_the_parts_of_large_blocks_are_what_predict_needs():
 
 
 def test_large_blocks_have_parts_and_very_large_ones_only_a_prediction_beside():
-    kernels = [task.kernel for task in tasks(Config(sizes=((785, 1875),)))]
+    kernels = [task.kernel for task in tasks(Config(sizes=((785, 1875),)), HOST)]
     assert set(kernels) == {*COSTS, *PARTS} - {"lift"}
-    assert [task.kernel for task in tasks(Config(sizes=((15700, 1875),)))] == ["predict", *PARTS]
+    assert [task.kernel for task in tasks(Config(sizes=((15700, 1875),)), HOST)] == ["predict", *PARTS]
 
 
 def test_small_things_are_repeated_until_they_fill_a_cache():
     X = snapshots(20, 4, 3, np.float32, 1e-2)
-    once, often = Problem(X, ("relative", 1e-6)), Problem(X, ("relative", 1e-6), (1000, 10_000))
+    once, often = Problem(X, ("relative", 1e-6), HOST), Problem(X, ("relative", 1e-6), HOST, (1000, 10_000))
     assert often.grams.nbytes >= 1000 and often.factors.operator.nbytes >= 10_000
     assert (once.batch("gram"), once.batch("solve"), once.batch("evolve")) == (3, 3, 3)
     assert often.batch("gram") == 3 and often.batch("solve") == len(often.grams) and often.batch("evolve") % 3 == 0
@@ -174,7 +176,7 @@ def test_small_things_are_repeated_until_they_fill_a_cache():
 
 def test_the_calls_are_the_kernels_of_the_contract():
     X = snapshots(20, 4, 3, np.float64, 1e-2)
-    problem = Problem(X, ("relative", 1e-6))
+    problem = Problem(X, ("relative", 1e-6), HOST)
     results = {kernel: call() for kernel, call in problem.calls().items()}
     assert list(results) == list(COSTS)
     assert np.allclose(results["lift"][0], results["predict"][0], rtol=1e-8)
@@ -183,15 +185,15 @@ def test_the_calls_are_the_kernels_of_the_contract():
 
 
 def test_first_calls_of_a_process_that_has_called_before(dtype):
-    first_calls(dtype)
-    again = first_calls(dtype)
+    first_calls(dtype, HOST)
+    again = first_calls(dtype, HOST)
     assert list(again) == list(COSTS)
     assert all(call["seconds"] >= 0 and not call["compiled"] for call in again.values())
 
 
 def test_one_singular_value_is_not_truncated_and_wide_blocks_are_not_lifted():
-    assert {task.data for task in tasks(Config(sizes=((1, 9),)))} == {"full"}
-    assert {task.kernel for task in tasks(Config(sizes=((3, 3),)))} == set(COSTS) - {"lift"}
+    assert {task.data for task in tasks(Config(sizes=((1, 9),)), HOST)} == {"full"}
+    assert {task.kernel for task in tasks(Config(sizes=((3, 3),)), HOST)} == set(COSTS) - {"lift"}
 
 
 def test_float64_kernels_are_held_to_float64s_rate():

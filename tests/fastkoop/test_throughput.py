@@ -1,5 +1,6 @@
 """The timer under a clock of our own; costs and floors against numbers worked out by hand."""
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -21,31 +22,33 @@ from fastkoop.throughput import (
     matrix_rate,
     measure,
     measure_ceilings,
+    record_cost,
+    wall,
 )
 
 
-def clock_of(*durations):
-    """A clock that makes the calls between its readings last so long."""
+def lasting(*durations):
+    """A timer that makes the calls last so long."""
     readings = itertools.chain.from_iterable((10.0 * i, 10.0 * i + lasts) for i, lasts in enumerate(durations))
-    return lambda: next(readings)
+    return functools.partial(wall, clock=lambda: next(readings))
 
 
 class TestMeasure:
     def test_median_and_quartiles(self):
-        timing = measure(lambda: None, rounds=5, clock=clock_of(5.0, 1.0, 2.0, 4.0, 3.0))
+        timing = measure(lambda: None, rounds=5, timer=lasting(5.0, 1.0, 2.0, 4.0, 3.0))
         assert timing == Timing(median=3.0, low=2.0, high=4.0, rounds=5)
 
     def test_warmup_is_called_and_not_timed(self):
         calls = []
-        timing = measure(lambda: calls.append(0), rounds=2, warmup=3, clock=clock_of(1.0, 1.0))
+        timing = measure(lambda: calls.append(0), rounds=2, warmup=3, timer=lasting(1.0, 1.0))
         assert len(calls) == 5 and timing.rounds == 2
 
     def test_stops_when_the_seconds_are_over(self):
-        assert measure(lambda: None, rounds=9, seconds=3.5, clock=clock_of(*[1.0] * 9)).rounds == 4
+        assert measure(lambda: None, rounds=9, seconds=3.5, timer=lasting(*[1.0] * 9)).rounds == 4
 
     def test_makes_the_least_calls_whatever_they_take(self):
-        assert measure(lambda: None, rounds=9, seconds=0.0, clock=clock_of(*[1.0] * 9)).rounds == 3
-        assert measure(lambda: None, rounds=1, seconds=0.0, clock=clock_of(1.0)).rounds == 1
+        assert measure(lambda: None, rounds=9, seconds=0.0, timer=lasting(*[1.0] * 9)).rounds == 3
+        assert measure(lambda: None, rounds=1, seconds=0.0, timer=lasting(1.0)).rounds == 1
 
     def test_passes_errors_on(self):
         with pytest.raises(ZeroDivisionError):
@@ -103,6 +106,10 @@ def test_intensity():
     assert Cost(4, 10).intensity == 2.5
 
 
+def test_recording_reads_and_writes_a_snapshot():
+    assert record_cost(5, 3, 4, 3) == Cost(40, 0)
+
+
 class TestCeilings:
     roof = Ceilings(threads=2, copy=10.0, float32=8.0, float64=4.0)
 
@@ -113,6 +120,9 @@ class TestCeilings:
 
     def test_float32_is_held_to_the_faster_rate(self):
         assert self.roof._replace(float32=2.0).rate(np.float32) == 4.0
+
+    def test_whose_they_are(self):
+        assert [self.roof._replace(threads=k).whose for k in (None, 1, 2)] == ["device", "1 thread", "2 threads"]
 
     def test_best_of_two(self):
         assert self.roof.best(Ceilings(2, 9.0, 9.0, 9.0)) == Ceilings(2, 10.0, 9.0, 9.0)

@@ -1,0 +1,75 @@
+"""Commands one after another, each with its share of the time, and what each said kept whatever comes later."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+GRACE = 5.0  # seconds between asking a command to stop and stopping it
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    seconds: its share; what earlier stages left is added. command: made from the seconds it has; skip: why it cannot
+    be run here, or None.
+    """
+
+    name: str
+    seconds: float
+    command: Callable[[float], list[str]]
+    skip: str | None = None
+
+
+def run(stages: list[Stage], out: pathlib.Path, say: Callable[[str], None] = print) -> list[dict]:
+    """Run the stages; each writes into <out>/<name>.log. Returns name, status, seconds and last line of each."""
+    end, done = time.monotonic(), []
+    for stage in stages:
+        end += stage.seconds
+        if stage.skip:
+            one = {"stage": stage.name, "status": f"skipped: {stage.skip}", "seconds": 0.0, "said": ""}
+        else:
+            one = _run(stage, end - time.monotonic(), out / f"{stage.name}.log")
+        say(f"{one['stage']}: {one['status']}, {one['seconds']:.0f} s" + (f"; {one['said']}" if one["said"] else ""))
+        done.append(one)
+    return done
+
+
+def _run(stage: Stage, allowed: float, log: pathlib.Path) -> dict:
+    """One stage in a process group of its own, so that its children stop with it."""
+    began = time.monotonic()
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            stage.command(allowed), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        try:
+            code = process.wait(timeout=allowed)
+            status = "ok" if code == 0 else f"failed with exit code {code}"
+        except BaseException as error:
+            _stop(process)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            status = f"stopped after {allowed:.0f} seconds"
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    said = lines[-1].strip() if lines else ""
+    return {"stage": stage.name, "status": status, "seconds": time.monotonic() - began, "said": said[:200]}
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """End a process group, first by asking."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(timeout=GRACE)
+            return
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
