@@ -9,8 +9,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 
+from . import lapack
 from .algebra import reduced_solve, triage
 from .cutoffs import KINDS, RELATIVE, SPACING, limit, resolved, select
 from .dense import QL_ITERATIONS, ROTATIONS
@@ -18,6 +18,7 @@ from .plan import EIGEN, NON_FINITE, SVD, ZERO, Resolution
 from .subspace import LEAST_ORDER, leading_eigh
 
 TILE_ENTRIES, TILE_LINES = 1 << 19, 512  # float64 numbers converted at a time: 4 MiB, or these lines if they are more
+MIRROR_LINES = 64
 
 
 class Reduced(NamedTuple):
@@ -47,15 +48,29 @@ def tiles(length: int, other: int):
     return (slice(i, min(i + step, length)) for i in range(0, length, step))
 
 
+def mirrored(G: np.ndarray) -> np.ndarray:
+    """G with its lower triangle made the mirror image of the upper one, in place."""
+    for i in range(0, len(G), MIRROR_LINES):
+        lines = slice(i, i + MIRROR_LINES)
+        G[lines, :i] = G[:i, lines].T
+        corner = np.triu(G[lines, lines])
+        G[lines, lines] = corner + np.triu(corner, 1).T
+    return G
+
+
+def upper_gram(lines: np.ndarray, across: bool = False) -> np.ndarray:
+    """The upper triangle of lines^T lines, or of lines lines^T if `across`, float64 sums over tiles; the rest is 0."""
+    order, length = lines.shape if across else lines.shape[::-1]
+    G = np.zeros((order, order))
+    for part in tiles(length, order):
+        tile = np.ascontiguousarray(lines[:, part] if across else lines[part], np.float64)
+        lapack.add_gram(tile, G, across)
+    return G
+
+
 def gram_snapshots(block: np.ndarray) -> np.ndarray:
     """X^T X of a (columns, n) block, accumulated in float64 over tiles of weights."""
-    columns, n = block.shape
-    S = np.zeros((columns, columns), order="F")
-    for part in tiles(n, columns):
-        tile = np.ascontiguousarray(block[:, part], np.float64)
-        S = scipy.linalg.blas.dsyrk(1.0, tile.T, beta=1.0, c=S, trans=1, lower=1, overwrite_c=1)
-    S += np.tril(S, -1).T
-    return S
+    return mirrored(upper_gram(block, across=True))
 
 
 def gram_weights(block: np.ndarray) -> np.ndarray:
@@ -81,22 +96,49 @@ def scale_of(block: np.ndarray) -> tuple[int, float]:
 
 def truncated_eigh(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
     """Status, and the eigenpairs of G that count: squares, V, their number, the threshold, the edge flag."""
+    return few_pairs(G, cutoff, digits, bounds) or decomposed(G, cutoff, digits, bounds)
+
+
+def few_pairs(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
+    """`truncated_eigh` of a matrix so large, and a cutoff so coarse, that iterating is quicker; else None."""
     kind, value, order = KINDS[cutoff[0]], float(cutoff[1]), len(G)
-    if kind in (RELATIVE, SPACING) and order >= LEAST_ORDER:
+    if kind not in (RELATIVE, SPACING) or order < LEAST_ORDER:
+        return None
 
-        def above(largest: float) -> float:
-            return limit(math.sqrt(largest), kind, value, digits, 1.0) ** 2
+    def above(largest: float) -> float:
+        return limit(math.sqrt(largest), kind, value, digits, 1.0) ** 2
 
-        if few := leading_eigh(G, above, bounds.gram):
-            squares, V = few
-            rank, threshold = V.shape[1], math.sqrt(above(squares[0]))
-            clear = resolved(squares, order, kind, value, rank, threshold, bounds.least * squares[0])
-            return EIGEN if clear else SVD, squares[:rank], V, rank, threshold, False
-    squares, V = np.linalg.eigh(G)
-    squares, V = squares[::-1].copy(), V[:, ::-1]
-    rank, threshold, edge = select(squares, order, kind, value, digits, 1.0, bounds.gram * squares[0], 0.0, 0.0)
+    few = leading_eigh(G, above, bounds.gram)
+    if few is None:
+        return None
+    squares, V = few
+    rank, threshold = V.shape[1], math.sqrt(above(squares[0]))
     clear = resolved(squares, order, kind, value, rank, threshold, bounds.least * squares[0])
-    return EIGEN if clear else SVD, squares[:rank], V[:, :rank], rank, threshold, bool(edge)
+    return EIGEN if clear else SVD, squares[:rank], V, rank, threshold, False
+
+
+def decomposed(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
+    """`truncated_eigh` by LAPACK: all eigenvalues from the tridiagonal form, vectors for those that count."""
+    kind, value, order = KINDS[cutoff[0]], float(cutoff[1]), len(G)
+    scale = unit(G)
+    A = G / scale**2
+    d, e, beta = lapack.tridiagonalize(A)
+    squares, rank, V = lapack.eigenvalues(d, e), 0, None
+    if squares is not None:
+        squares *= scale**2
+        rank, threshold, edge = select(squares, order, kind, value, digits, 1.0, bounds.gram * squares[0], 0.0, 0.0)
+        V = lapack.leading_vectors(d, e, rank) if rank else np.empty((0, order))
+    if V is None:  # never seen
+        return SVD, np.empty(0), np.empty((order, 0)), 0, 0.0, True
+    if rank:
+        lapack.rotate_back(A, beta, V)
+    clear = resolved(squares, order, kind, value, rank, threshold, bounds.least * squares[0])
+    return EIGEN if clear else SVD, squares[:rank], V.T, rank, threshold, bool(edge)
+
+
+def unit(G: np.ndarray) -> float:
+    """The power of two that the data is divided by for a Gram matrix with a trace near 1, as in the kernels."""
+    return math.ldexp(1.0, math.frexp(float(np.trace(G)))[1] // 2)
 
 
 def reduce_snapshots(S: np.ndarray, cutoff, digits: int, bounds: Resolution) -> Reduced:
@@ -147,16 +189,8 @@ def reduce_block(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Res
     if not wide:
         return reduce_snapshots(gram_snapshots(block), cutoff, digits, bounds)
     last = block[-1].astype(np.float64)
-    return reduce_weights(gram_past(block), lambda V: advance_past(block, V), last, cutoff, digits, bounds)
-
-
-def gram_past(block: np.ndarray) -> np.ndarray:
-    """F F^T of a (columns, n) block."""
-    C = np.zeros((block.shape[1], block.shape[1]))
-    for part in tiles(len(block) - 1, block.shape[1]):
-        F = np.ascontiguousarray(block[part], np.float64)
-        C += F.T @ F
-    return C
+    C = mirrored(upper_gram(block[:-1]))
+    return reduce_weights(C, lambda V: advance_past(block, V), last, cutoff, digits, bounds)
 
 
 def advance_past(block: np.ndarray, V: np.ndarray) -> np.ndarray:
@@ -169,19 +203,23 @@ def advance_past(block: np.ndarray, V: np.ndarray) -> np.ndarray:
 
 
 def truncated_solve(G: np.ndarray, x: np.ndarray, cutoff, digits: int, bounds: Resolution) -> tuple[np.ndarray, int]:
-    """G^+ x, truncated, and EIGEN, or SVD where G cannot tell: LAPACK's tridiagonal form, then no eigenvectors."""
-    order = len(G)
-    scale = math.ldexp(1.0, math.frexp(float(np.trace(G)))[1] // 2)  # to a trace near 1, as the kernels do
-    work = scipy.linalg.lapack.dsytrd_lwork(order, lower=1)[0]
-    reflectors, d, e, beta, _ = scipy.linalg.lapack.dsytrd(G / scale**2, lower=1, lwork=int(work), overwrite_a=1)
-    A = reflectors.T  # row k is reflector k, whose first number is understood to be 1
-    A.flat[1 :: order + 1] = 1.0
+    """G^+ x, truncated, and EIGEN, or SVD where G cannot tell.
+
+    LAPACK's tridiagonal form, then no eigenvectors, unless a few can be had sooner. G is symmetric, and overwritten.
+    """
+    if few := few_pairs(G, cutoff, digits, bounds):
+        status, squares, V, *_ = few
+        return V @ ((V.T @ x) / squares), status
+    order, scale = len(G), unit(G)
+    G /= scale**2
+    d, e, beta = lapack.tridiagonalize(G)
+    G.flat[1 :: order + 1] = 1.0  # row k is reflector k, whose first number is understood to be 1
     spectrum = np.empty((2, order))
     spectrum[0], off = d[::-1], np.append(e[::-1], 0.0)
     y = np.array(x, np.float64)
     room = np.empty((2, ROTATIONS * order * order)), np.empty((QL_ITERATIONS * order, 3), np.int64)
     status = reduced_solve(
-        A, order, y, np.append(beta, 0.0), off, KINDS[cutoff[0]], float(cutoff[1]), digits, scale, tuple(bounds),
+        G, order, y, np.append(beta, 0.0), off, KINDS[cutoff[0]], float(cutoff[1]), digits, scale, tuple(bounds),
         np.empty(order), spectrum, *room,
     )  # fmt: skip
     return y / scale**2, status
@@ -191,8 +229,8 @@ def step_block(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resol
     """out = K x_last of a (columns, n) block by its Gram matrix; the status, SVD where that cannot tell."""
     m, n = block.shape[0] - 1, block.shape[1]
     last = block[-1].astype(np.float64)
-    S = gram_past(block) if wide else gram_snapshots(block)
-    G, x = (S, last) if wide else (S[:m, :m], S[:m, m])
+    S = mirrored(upper_gram(block[:-1])) if wide else gram_snapshots(block)
+    G, x = (S, last) if wide else (np.ascontiguousarray(S[:m, :m]), S[:m, m])
     status = triage(float(np.trace(G)), float(last @ last))
     if status != EIGEN:
         out[:] = np.nan if status == NON_FINITE else 0.0
@@ -208,7 +246,7 @@ def step_block(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resol
 
 def truncated_svd(F: np.ndarray, cutoff, digits: int, bounds: Resolution, scale: float):
     """U, s, V^T of F (n, m) that count, with their number, the threshold and the edge flag."""
-    U, s, Vt = scipy.linalg.svd(F, full_matrices=False, check_finite=False, lapack_driver="gesdd")
+    U, s, Vt = np.linalg.svd(F, full_matrices=False)
     kind = KINDS[cutoff[0]]
     # only the plain thresholds reach below float64's own resolution, when they are told to
     floor = 0.0 if kind in (RELATIVE, SPACING) else max(F.shape) * 2.0**-52 * s[0]
@@ -247,10 +285,7 @@ def pinv_gram(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resolu
     """out (m, n) = F^+ of an (m, n) block of columns, by its Gram matrix; SVD if that cannot resolve it."""
     lines = block if wide else block.T  # F^+ = (lines G^+) or its transpose, G = lines^T lines
     order = lines.shape[1]
-    G = np.zeros((order, order))
-    for part in tiles(len(lines), order):
-        tile = np.ascontiguousarray(lines[part], np.float64)
-        G += tile.T @ tile
+    G = mirrored(upper_gram(block) if wide else upper_gram(block, across=True))
     if triage(float(np.trace(G)), 0.0) != EIGEN:
         return SVD  # which settles zero and non-finite blocks too
     status, squares, V, *_ = truncated_eigh(G, cutoff, digits, bounds)

@@ -111,7 +111,8 @@ def over_blocks(kernel, blocks: int, work: int, *arguments) -> None:
         if blocks:
             kernel(0, blocks, *arguments)
         return
-    count = min(blocks, threads * RANGES_PER_THREAD)
+    large = work >= blocks * WORK_PER_THREAD  # then a range of several would keep the last thread long
+    count = blocks if large else min(blocks, threads * RANGES_PER_THREAD)
     ranges = iter([(blocks * i // count, blocks * (i + 1) // count) for i in range(count)])
     take = threading.Lock()
 

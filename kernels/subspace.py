@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import scipy.linalg
 
-LEAST_ORDER = 512  # below it a full eigendecomposition is as fast
+from . import lapack
+
+LEAST_ORDER = 1024  # below it the tridiagonal form and the eigenvectors that count are as fast
 FIRST_BLOCK = 24
-LARGEST_SHARE = 8  # a block beyond this share of the order is no faster either
+LARGEST_SHARE = 32  # a block beyond this share of the order is no faster either
 ROUNDS = 16
 ANGLE = 1e-7  # of the kept subspace against the exact one: residual over gap (Davis & Kahan 1970)
 
@@ -68,15 +69,17 @@ def _orthonormal(Y: np.ndarray) -> np.ndarray:
     """An orthonormal basis of Y's columns by Cholesky factors, twice (Yamamoto et al. 2015); QR where they fail."""
     Q = Y / np.linalg.norm(Y, axis=0)
     for _ in range(2):
-        R, failed = scipy.linalg.lapack.dpotrf(Q.T @ Q, lower=0)
-        if failed:
+        try:
+            L = np.linalg.cholesky(Q.T @ Q)
+        except np.linalg.LinAlgError:
             return np.linalg.qr(Y)[0]
-        Q = Q @ scipy.linalg.lapack.dtrtri(R, lower=0)[0]  # a product, where a triangular solve would copy Q twice
+        Q = Q @ np.linalg.inv(L).T  # a product, where a triangular solve would copy Q twice
     return Q
 
 
 def _nothing_above(G: np.ndarray, values: np.ndarray, V: np.ndarray, level: float) -> bool:
     """Whether G without its part V diag(values) V^T has no eigenvalue above `level`."""
-    rest = (V * values) @ V.T - G
+    rest = -G
     rest.flat[:: len(G) + 1] += level
-    return scipy.linalg.lapack.dpotrf(rest.T, lower=1, overwrite_a=1, clean=0)[1] == 0  # .T: no copy for LAPACK
+    lapack.add_gram((V * np.sqrt(values)).T.copy(), rest)
+    return lapack.is_positive(rest)
