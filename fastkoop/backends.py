@@ -11,12 +11,13 @@ from . import kernels
 from .arrays import Array
 from .checks import InputError, integer
 from .kernels.cpu import ALONE_ORDER
+from .kernels.lapack import tridiagonalize
 from .kernels.plan import NON_FINITE, ROUTES, Plan, plan, resolution
 from .kernels.pool import each_block
 
 __all__ = [
     "NON_FINITE", "ROUTES", "Plan", "backend_for", "cuda", "each_large_block", "get_num_threads", "kernels",
-    "plan", "resident", "resolution", "set_num_threads", "strips",
+    "plan", "resident", "resolution", "set_num_threads", "strips", "tridiagonalize",
 ]  # fmt: skip
 
 

@@ -81,6 +81,16 @@ def snapshots(shape: tuple[int, ...], time_axis: int) -> int:
     return axis
 
 
+def overflow(block: int, blocks: int, batch: tuple[int, ...], dtype) -> str:
+    """The warning for `blocks` blocks, `block` the first, whose states no longer fit their dtype."""
+    where = f"block {tuple(int(i) for i in np.unravel_index(block, batch))}" if batch else "its only block"
+    others = f" and {blocks - 1} more" if blocks > 1 else ""
+    return (
+        f"predict: {where}{others} grew beyond what {dtype} holds, its operator is unstable; predict fewer steps, fit "
+        'with stabilize="clip", or pass check_finite=False to take infinities as they come'
+    )
+
+
 def non_finite(block: int, batch: tuple[int, ...], name: str = "X") -> InputError:
     """The error for a NaN or an infinity in `block` of a flattened batch."""
     where = f"block {tuple(int(i) for i in np.unravel_index(block, batch))}" if batch else "its only block"

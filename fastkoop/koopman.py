@@ -9,7 +9,7 @@ import numpy as np
 from . import arrays, checks
 from . import cutoff as rules
 from .backends import NON_FINITE, ROUTES, backend_for
-from .linalg import refuse_non_finite, time_major
+from .linalg import refuse_non_finite, time_major, warn_of_overflow
 from .walk import States
 
 OBSERVABLES = ("identity",)
@@ -74,7 +74,7 @@ def fit(
         factors = backend.fit(snapshots, rule, refine=bool(refine))
         if check_finite and source.device is None:
             refuse_non_finite(factors.route, snapshots.shape[1:-1])
-        return KoopmanOperator(snapshots, factors, backend, source, cutoff, radius)
+        return KoopmanOperator(snapshots, factors, backend, source, cutoff, radius, bool(check_finite))
 
 
 def in_scope(method):
@@ -95,9 +95,11 @@ class KoopmanOperator:
     they are first read.
     """
 
-    def __init__(self, snapshots, factors, backend, source: arrays.Array, cutoff, radius: float | None):
+    def __init__(
+        self, snapshots, factors, backend, source: arrays.Array, cutoff, radius: float | None, check_finite: bool = True
+    ):
         self._X, self.backend, self._xp = snapshots, backend, backend.xp
-        self._published = factors
+        self._published, self._check_finite = factors, check_finite
         self._source, self._wrap = source, source.wrap
         self._batch, self._n = snapshots.shape[1:-1], snapshots.shape[-1]
         self._cutoff, self._radius = cutoff, radius
@@ -124,9 +126,15 @@ class KoopmanOperator:
         Returns:
             (..., n) for an integer, (..., n, k) for a sequence, of X's kind, dtype and device. Many states
             lie in memory one after another (a view of (k, ..., n)).
+
+        Warns:
+            RuntimeWarning: as `fastkoop.predict`.
         """
         counts, single = checks.step_counts(steps)
-        out = self._states(counts).reshape(len(counts), *self._batch, self._n)
+        states = self._states(counts)
+        if self._check_finite and self._source.device is None and counts.max(initial=0) > 1:
+            warn_of_overflow(states, self._published.route, self._batch)
+        out = states.reshape(len(counts), *self._batch, self._n)
         return self._wrap(out[0] if single else self._xp.moveaxis(out, 0, -1))
 
     def _states(self, counts: np.ndarray):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import numpy as np
 
@@ -21,6 +22,17 @@ def refuse_non_finite(route, batch: tuple[int, ...], name: str = "X") -> None:
     """Raise for the first block whose route is "non-finite"."""
     if bad := np.flatnonzero(route == NON_FINITE).tolist():
         raise checks.non_finite(bad[0], batch, name)
+
+
+def warn_of_overflow(states, route, batch: tuple[int, ...]) -> None:
+    """Warn if states (..., B, n) of blocks that were finite no longer fit their dtype."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(states.sum()):  # half the cost of looking at each
+            return
+    lost = ~np.isfinite(states).all(axis=-1)
+    lost = lost.reshape(-1, lost.shape[-1]).any(axis=0) & (route != NON_FINITE)
+    if bad := np.flatnonzero(lost).tolist():
+        warnings.warn(checks.overflow(bad[0], len(bad), batch, states.dtype), RuntimeWarning, stacklevel=3)
 
 
 def _handed_over(result, source: arrays.Array, target: arrays.Array | None, out):
@@ -56,6 +68,10 @@ def predict(X, steps, *, cutoff="array_api", time_axis=-1, check_finite=True, ou
         ValueError: shapes, steps or cutoff out of range, or a non-finite block (named).
         TypeError: an unsupported kind or dtype, or a tensor that requires grad.
 
+    Warns:
+        RuntimeWarning: an unstable block grew beyond the dtype and is infinite or NaN (on a CPU, steps > 1, unless
+            check_finite=False).
+
     NumPy: ``np.linalg.matrix_power(Fp @ np.linalg.pinv(F, rcond), T) @ X[..., -1]``.
     Source: Dogra & Redman (2020), NeurIPS 33, equation 6, by the method of snapshots (Sirovich 1987).
 
@@ -84,6 +100,8 @@ def predict(X, steps, *, cutoff="array_api", time_axis=-1, check_finite=True, ou
         result, route = backend_for(source).predict(snapshots, steps, rule)
         if check_finite and source.device is None:  # a device does not wait: its bad blocks are NaN
             refuse_non_finite(route, batch)
+            if steps > 1:
+                warn_of_overflow(result, route, batch)
         return _handed_over(result.reshape(*batch, n), source, target, out)
 
 

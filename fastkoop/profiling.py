@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 
 from . import checks
 from . import cutoff as rules
-from .backends import ROUTES, each_large_block, resolution
+from .backends import ROUTES, each_large_block, resolution, tridiagonalize
 from .devices import Gpu, Host, open_device
 from .files import plain, prepare_out, write, write_json
 from .throughput import COSTS, PARTS, RECORD, Ceilings, Cost, Timing, measure
@@ -214,11 +213,10 @@ class Problem:
         lines = [np.asarray(self.X[:-1, b], np.float64) for b in range(self.blocks)]
         if self.n > self.m:
             lines = [A.T for A in lines]
-        G, order = [np.asfortranarray(A.T @ A) for A in lines], min(self.n, self.m)
-        room = int(scipy.linalg.lapack.dsytrd_lwork(order, lower=1)[0])
+        G, order = [A.T @ A for A in lines], min(self.n, self.m)
 
         def tridiagonal(b: int):
-            return scipy.linalg.lapack.dsytrd(G[b], lower=1, lwork=room)
+            return tridiagonalize(G[b].copy())
 
         return {
             "product": lambda: each_large_block(lambda b: lines[b].T @ lines[b], self.blocks, order),

@@ -1,6 +1,7 @@
 """predict and pinv, the public doors: what they compute, promise and refuse, for NumPy and PyTorch."""
 
 import sys
+import warnings
 
 import mpmath
 import numpy as np
@@ -555,3 +556,53 @@ class TestErrors:
     def test_an_input_error_is_a_value_error(self):
         assert issubclass(fk.InputError, ValueError)
         assert sys.modules["fastkoop.checks"].InputError is fk.InputError
+
+
+class TestOverflow:
+    def test_is_reported_with_the_first_block(self):
+        X = np.array([[[1.0, 1.0, 1.0]], [[1.0, 4.0, 16.0]], [[1.0, 5.0, 25.0]]], np.float32)
+        with pytest.warns(RuntimeWarning, match=r"block \(1,\) and 1 more grew beyond what float32 holds.*stabilize"):
+            states = fk.predict(X, 200)
+        assert states[0] == 1.0 and np.isinf(states[1:]).all()
+        op = fk.fit(X)
+        with pytest.warns(RuntimeWarning, match=r"block \(1,\) and 1 more"):
+            assert np.isfinite(op.predict([1, 2, 200])[:, :, :2]).all()
+        assert np.isfinite(fk.fit(X, stabilize="clip").predict(200)).all()
+
+    def test_is_silent_where_infinities_are_welcome(self):
+        X = np.array([[1.0, 4.0, 16.0]], np.float32)
+        assert np.isinf(fk.predict(X, 200, check_finite=False)).all()
+        assert np.isinf(fk.fit(X, check_finite=False).predict(200)).all()
+
+    def test_a_sum_that_overflows_is_no_overflow(self):
+        X = np.full((4, 3), 3e38, np.float32)
+        assert np.array_equal(fk.predict(X, 5), X[:, 0])
+
+
+class TestFuzz:
+    """Whatever comes in at the public door, an answer or one clear error goes out."""
+
+    values = st.one_of(
+        st.none(), st.booleans(), st.integers(-3, 5), st.floats(allow_nan=True), st.text(max_size=4),
+        st.lists(st.integers(0, 3), max_size=3), st.sampled_from(["array_api", "jax", "svht", "matlab", "numpy"]),
+        st.builds(object),
+    )  # fmt: skip
+    dtypes = st.sampled_from(["f4", "f8", "f2", "i4", "c8", "O", "U1", "?", ">f4", "M8[s]"])
+
+    @settings(max_examples=300, deadline=None)
+    @given(data=st.data())
+    def test_answer_or_clear_error(self, data):
+        shape = tuple(data.draw(st.lists(st.integers(0, 4), max_size=4)))
+        X = np.ones(shape, data.draw(self.dtypes))
+        function, name = data.draw(st.sampled_from([(fk.predict, "steps"), (fk.pinv, None), (fk.fit, None)]))
+        options = data.draw(
+            st.dictionaries(st.sampled_from(["cutoff", "time_axis", "out", "stabilize", "observables"]), self.values)
+        )
+        options = {key: value for key, value in options.items() if key in function.__kwdefaults__}
+        arguments = (data.draw(self.values),) if name else ()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            try:
+                function(X, *arguments, **options)
+            except (ValueError, TypeError) as error:
+                assert ":" in str(error) and len(str(error)) < 400, error
