@@ -237,21 +237,31 @@ class TestPinv:
         dtype = np.dtype(data.draw(st.sampled_from(["float32", "float64"])))
         n, m = data.draw(st.sampled_from([(9, 4), (4, 9), (5, 5), (1, 1), (1, 4), (6, 1), (33, 31), (120, 100)]))
         p = min(n, m)
-        spectrum = data.draw(st.sampled_from(["flat", "graded", "deficient", "zero"]))
+        spectrum = data.draw(st.sampled_from(["flat", "graded", "deficient", "duplicated", "gap", "zero"]))
         scale = data.draw(st.sampled_from([1.0, 1e30, 1e-30]))
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
         values = {
             "flat": np.ones(p), "graded": np.geomspace(1, 1e-2, p), "zero": np.zeros(p),
-            "deficient": np.where(np.arange(p) <= p // 2, 1.0, 0.0),
+            "deficient": np.where(np.arange(p) <= p // 2, 1.0, 0.0), "duplicated": np.ones(p),
+            # a value on either side of the cutoff, a hundredth of it apart, if there is room for two
+            "gap": np.r_[1.0, np.full(max(p - 3, 0), 0.5), 1.01e-3, 0.99e-3][: max(p, 1)] if p != 2 else [1.0, 0.99e-3],
         }[spectrum]  # fmt: skip
-        A = (with_singular_values(rng, n, m, values) * scale).astype(dtype)
-        P = fk.pinv(A, cutoff=1e-4)
-        rank = np.count_nonzero(values > 1e-4)
+        values = np.asarray(values)
+        A = with_singular_values(rng, n, m, values)
+        if spectrum == "duplicated":
+            A[:, m // 2 :] = A[:, : m - m // 2]
+            values = np.linalg.svd(A, compute_uv=False)
+        A = (A * scale).astype(dtype)
+        cutoff = 1e-3 if spectrum == "gap" else 1e-4
+        P = fk.pinv(A, cutoff=cutoff)
+        rank = np.count_nonzero(values > cutoff * values[0])
         A, P = A.astype(np.float64) / scale, P.astype(np.float64) * scale
-        tolerance = 1e2 * (1 + 99 * (spectrum == "graded")) * np.finfo(dtype).eps
+        condition = {"graded": 1e2, "gap": 1e3}.get(spectrum, values[0] / values[rank - 1] if rank else 1.0)
+        tolerance = 1e2 * condition * np.finfo(dtype).eps
+        dropped = values[rank] if rank < p else 0.0  # P is the inverse of A without it
         assert np.linalg.matrix_rank(P, tol=0.5) == rank
-        assert np.abs(A @ P @ A - A).max() <= tolerance
-        assert np.abs(P @ A @ P - P).max() <= tolerance * 1e2
+        assert np.abs(A @ P @ A - A).max() <= tolerance + dropped
+        assert np.abs(P @ A @ P - P).max() <= tolerance * max(1e2, condition)
         assert np.abs(A @ P - (A @ P).T).max() <= tolerance
         assert np.abs(P @ A - (P @ A).T).max() <= tolerance
 
