@@ -117,11 +117,13 @@ class KoopmanOperator:
         refuse_non_finite(self.backend.host(self._published.route), self._batch)
 
     @in_scope
-    def predict(self, steps):
+    def predict(self, steps, *, check_finite=None):
         """K^steps x_last.
 
         Args:
             steps: an integer >= 0, or a 1-D sequence of k of them, in any order.
+            check_finite: False takes states beyond the dtype as infinities, without a warning; None is what
+                `fit` was given.
 
         Returns:
             (..., n) for an integer, (..., n, k) for a sequence, of X's kind, dtype and device. Many states
@@ -132,7 +134,8 @@ class KoopmanOperator:
         """
         counts, single = checks.step_counts(steps)
         states = self._states(counts)
-        if self._check_finite and self._source.device is None and counts.max(initial=0) > 1:
+        check_finite = self._check_finite if check_finite is None else check_finite
+        if check_finite and self._source.device is None and counts.max(initial=0) > 1:
             warn_of_overflow(states, self._published.route, self._batch)
         out = states.reshape(len(counts), *self._batch, self._n)
         return self._wrap(out[0] if single else self._xp.moveaxis(out, 0, -1))

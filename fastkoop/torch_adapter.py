@@ -361,7 +361,7 @@ class KoopmanPhase:
         came_from, saved = self.position, self._save()
         self._leave()
         count = (self.position + steps) // self.every
-        predicted = [_timed(lambda ops=ops: [op.predict(count) for op in ops]) for ops in operators]
+        predicted = [_timed(lambda ops=ops: [op.predict(count, check_finite=False) for op in ops]) for ops in operators]
         # nothing has moved yet; from here on only copies follow
         kept = [recording.move(states) for recording, (states, _) in zip(self._recordings, predicted, strict=True)]
         self.position += steps

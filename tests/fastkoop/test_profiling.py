@@ -153,7 +153,7 @@ def test_the_parts_of_large_blocks_are_what_predict_needs():
         F = X[:-1].transpose(1, 2, 0).astype(np.float64)
         G = F.transpose(0, 2, 1) @ F if n > m else F @ F.transpose(0, 2, 1)
         assert np.allclose(parts["product"](), G, rtol=1e-12, atol=1e-14)
-        for (_, d, e, *_), one in zip(parts["tridiagonal"](), G, strict=True):
+        for (d, e, _), one in zip(parts["tridiagonal"](), G, strict=True):
             values = np.linalg.eigvalsh(np.diag(d) + np.diag(e, 1) + np.diag(e, -1))
             assert np.allclose(values, np.linalg.eigvalsh(one), rtol=1e-10, atol=1e-13)
 
