@@ -82,6 +82,18 @@ __device__ inline bool turn(const Exact& e, int order, int p, int q, double top)
   return true;
 }
 
+// values = the squared norms of the columns of W.
+__device__ inline void measure(const Exact& e, int order) {
+  const int lane = threadIdx.x % WARP;
+  for (int row = threadIdx.x / WARP; row < order; row += blockDim.x / WARP) {
+    double square = 0.0;
+    for (int i = lane; i < e.length; i += WARP) square = fma(e.column(row)[i], e.column(row)[i], square);
+    square = warp_sum(square);
+    if (lane == 0) e.values[row] = square;
+  }
+  __syncthreads();
+}
+
 // Fills an Exact from a block and says what its singular values do; the rounds are those of `jacobi`, a warp a pair.
 template <class T>
 __device__ void decompose(const Block<T>& block, const Problem& p, Exact& e) {
@@ -97,13 +109,7 @@ __device__ void decompose(const Block<T>& block, const Problem& p, Exact& e) {
   for (int at = thread; at < order * order; at += threads)
     e.Z[at / order * e.across + at % order] = at / order == at % order ? 1.0 : 0.0;
   __syncthreads();
-  for (int row = thread / WARP; row < order; row += threads / WARP) {
-    double square = 0.0;
-    for (int i = thread % WARP; i < e.length; i += WARP) square = fma(e.column(row)[i], e.column(row)[i], square);
-    square = warp_sum(square);
-    if (thread % WARP == 0) e.values[row] = square;
-  }
-  __syncthreads();
+  measure(e, order);
   double top = 0.0;
   for (int row = 0; row < order; ++row) top = max(top, e.values[row]);
   const int pairs = (order + 1) / 2;
@@ -120,13 +126,7 @@ __device__ void decompose(const Block<T>& block, const Problem& p, Exact& e) {
     }
     worked = __syncthreads_or(worked);
   }
-  for (int row = thread / WARP; row < order; row += threads / WARP) {
-    double square = 0.0;
-    for (int i = thread % WARP; i < e.length; i += WARP) square = fma(e.column(row)[i], e.column(row)[i], square);
-    square = warp_sum(square);
-    if (thread % WARP == 0) e.values[row] = square;
-  }
-  __syncthreads();
+  measure(e, order);
   sort(e.values, order, e.squares, e.place);
   e.found = judge_values(e.squares, p, e.unit);  // every thread for itself: a few dozen numbers
   if (worked) e.route = UNRESOLVED;
