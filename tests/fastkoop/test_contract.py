@@ -2,24 +2,50 @@
 c (1 -+ d) of the one asked for, and `edge` says where that band holds a singular value."""
 
 import functools
+import itertools
 
 import mpmath
 import numpy as np
 import pytest
+import torch
 from fastkoop.kernels.plan import resolution
 
 import fastkoop as fk
 from fastkoop import cutoff as rules
+from fastkoop.experiments.datasets import load
+from fastkoop.experiments.training import Batches, make_model, make_optimizer, train_step
 
 COMPARING = ("array_api", "matlab", "numpy", "jax", "svht", 3e-2, 1e-3)
 RULES = (*COMPARING, fk.Rank(3), fk.Energy(0.9999))
 TOLERANCE = {"float32": 1e-5, "float64": 1e-9}  # of the displacement, a step
-SHAPES = ((40, 7), (7, 40), (120, 9))
+SHAPES = ((40, 7), (7, 40), (120, 9), (65, 8), (21, 30))
+REAL = {(65, 8): 0, (21, 30): 1}  # nodes of the first and the second layer of a network that learns digits
+
+
+@functools.cache
+def recorded():
+    """Snapshots (time, nodes, weights and bias) of both layers under AdaDelta, after 40 iterations; float32."""
+    data = load("digits")
+    model = make_model(data.train_images.shape[1], 10, seed=0)
+    optimizer, batches = make_optimizer("adadelta", model, None), Batches(data, 64, seed=0)
+    snapshots = []
+    for images, labels in itertools.islice(itertools.chain.from_iterable(batches.epoch() for _ in range(4)), 80):
+        train_step(model, optimizer, images, labels)
+        layers = [torch.cat([layer.weight, layer.bias[:, None]], 1).detach().numpy() for layer in (model[0], model[2])]
+        snapshots.append([layer.copy() for layer in layers])
+    return [np.stack(layer) for layer in zip(*snapshots[40:], strict=True)]
 
 
 @functools.cache
 def trajectory(n, m, seed, dtype):
-    """Weights that settle at several rates, as under an optimizer: F's singular values decay through any cutoff."""
+    """Weights that settle at several rates, as under an optimizer: F's singular values decay through any cutoff.
+
+    Or a node of a network that is being trained: one of those that move most.
+    """
+    if (n, m) in REAL:
+        layer = recorded()[REAL[n, m]]
+        moved = np.linalg.norm(layer[m] - layer[0], axis=1)
+        return layer[: m + 1, np.argsort(-moved)[seed]].T.astype(dtype)
     rng = np.random.default_rng(seed)
     rates = np.array([1.0, 0.98, 0.9, 0.75, 0.5, 0.2])
     modes = rng.normal(size=(n, len(rates))) * np.array([1.0, 0.3, 0.1, 0.05, 0.02, 0.02])
