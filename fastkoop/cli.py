@@ -39,10 +39,8 @@ def one_sentence():
         yield
     except (typer.Exit, typer.Abort):
         raise
-    except BaseException as error:
+    except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("FASTKOOP_TRACEBACK") == "1":
-            raise
-        if isinstance(error, SystemExit):
             raise
         if isinstance(error, KeyboardInterrupt):
             text = str(error) or "interrupted"

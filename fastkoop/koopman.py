@@ -100,7 +100,7 @@ class KoopmanOperator:
     ):
         self._X, self.backend, self._xp = snapshots, backend, backend.xp
         self._published, self._check_finite = factors, check_finite
-        self._source, self._wrap = source, source.wrap
+        self._source = source
         self._batch, self._n = snapshots.shape[1:-1], snapshots.shape[-1]
         self._cutoff, self._radius = cutoff, radius
         condition = self._xp.ones(len(factors.rank))
@@ -109,7 +109,7 @@ class KoopmanOperator:
         self._factors, self._eigenvector_condition = factors, condition
 
     def _report(self, values):
-        return self._wrap(self._xp.ascontiguousarray(values).reshape(self._batch))
+        return self._source.wrap(self._xp.ascontiguousarray(values).reshape(self._batch))
 
     @in_scope
     def check(self) -> None:
@@ -138,7 +138,7 @@ class KoopmanOperator:
         if check_finite and self._source.device is None and counts.max(initial=0) > 1:
             warn_of_overflow(states, self._published.route, self._batch)
         out = states.reshape(len(counts), *self._batch, self._n)
-        return self._wrap(out[0] if single else self._xp.moveaxis(out, 0, -1))
+        return self._source.wrap(out[0] if single else self._xp.moveaxis(out, 0, -1))
 
     def _states(self, counts: np.ndarray):
         """States (k, B, n) at the given numbers of steps."""
@@ -206,7 +206,7 @@ class KoopmanOperator:
         further eigenvalues of its K.
         """
         values = self._spectrum[0]
-        return self._wrap(values.reshape(*self._batch, values.shape[1]))
+        return self._source.wrap(values.reshape(*self._batch, values.shape[1]))
 
     @property
     @in_scope
@@ -217,7 +217,7 @@ class KoopmanOperator:
         """
         vectors = self._xp.ascontiguousarray(self._spectrum[1].transpose(0, 2, 1))
         real, imaginary = (self._rows(self._factors.lift, part) for part in (vectors.real, vectors.imag))
-        return self._wrap((real + 1j * imaginary).reshape(*self._batch, self._n, vectors.shape[1]))
+        return self._source.wrap((real + 1j * imaginary).reshape(*self._batch, self._n, vectors.shape[1]))
 
     def _rows(self, lift, coordinates):
         """(B, n, k) float64 from coordinates (B, k, r): Fp lift (tall) or lift (wide) applied to them."""
@@ -243,7 +243,7 @@ class KoopmanOperator:
         if self._n > len(self._X) - 1:
             right = self._combine(self._X[:-1], xp.ascontiguousarray(right.transpose(0, 2, 1)))
         K = left @ right.transpose(0, 2, 1)
-        return self._wrap(K.astype(self._X.dtype).reshape(*self._batch, self._n, self._n))
+        return self._source.wrap(K.astype(self._X.dtype).reshape(*self._batch, self._n, self._n))
 
     @property
     def rank(self):

@@ -370,12 +370,10 @@ class KoopmanPhase:
         layers = [self._report(*layer) for layer in zip(self._recordings, operators, kept, spent, strict=True)]
         report = JumpReport(steps, seconds, layers, before)
         if guard:
+            report.rolled_back = True  # also where the guard fails, or is interrupted
             try:
                 report.after = float(guard())
                 report.rolled_back = not (math.isfinite(report.after) and report.after <= before)
-            except BaseException:
-                report.rolled_back = True
-                raise
             finally:
                 if report.rolled_back:
                     self._restore(saved)

@@ -143,7 +143,7 @@ def _solve(gram: np.ndarray, n: int, m: int, cutoff, dtype) -> Factors:
     B = len(gram)
     if plan(B, n, m, dtype).engine == "library":
         parts = _each(lambda b: library.reduce_gram(gram[b], wide, cutoff, digits, bounds), B, order)
-        return _assemble(parts, order)
+        return assemble(parts, order)
     arrays = _allocate(B, order, wide)
     over_blocks(
         algebra.solve_range, B, 8 * B * order**3, np.ascontiguousarray(gram), order, wide, kind, value, digits,
@@ -178,19 +178,21 @@ def _trim(factors: Factors) -> Factors:
     )
 
 
-def _assemble(parts: list[library.Reduced], order: int) -> Factors:
-    """One Factors from blocks that were reduced one at a time."""
+def assemble(parts: list[library.Reduced], order: int, xp=np) -> Factors:
+    """One Factors of a backend's arrays from blocks that were reduced one at a time."""
     B, r = len(parts), max((part.rank for part in parts), default=0)
     shared = all(part.lift is part.basis for part in parts)
-    basis, operator, start = np.zeros((B, order, r)), np.zeros((B, r, r)), np.zeros((B, r))
-    lift = basis if shared else np.zeros((B, order, r))
+    basis, operator, start = xp.zeros((B, order, r)), xp.zeros((B, r, r)), xp.zeros((B, r))
+    lift = basis if shared else xp.zeros((B, order, r))
     for b, part in enumerate(parts):
         k = part.rank
+        if not k:
+            continue
         basis[b, :, :k], lift[b, :, :k] = part.basis, part.lift
         operator[b, :k, :k], start[b, :k] = part.operator, part.start
     columns = list(zip(*[part[4:] for part in parts], strict=True)) or [()] * 6
     dtypes = (np.int64, np.float64, np.float64, np.float64, np.bool_, np.int8)
-    reports = (np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True))
+    reports = (xp.asarray(np.array(column, dtype)) for column, dtype in zip(columns, dtypes, strict=True))
     return Factors(basis, lift, operator, start, *reports)
 
 
@@ -202,7 +204,7 @@ def _by_lapack(source: Blocks, cutoff: tuple[str, float]) -> Factors:
     def reduce(b: int) -> library.Reduced:
         return library.reduce_svd(source.block(b), cutoff, digits, bounds)
 
-    return _assemble(_each(reduce, len(source.offsets), order), order)
+    return assemble(_each(reduce, len(source.offsets), order), order)
 
 
 def _exactly(source: Blocks, cutoff: tuple[str, float]) -> Factors:
@@ -258,7 +260,7 @@ def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False) -> Fa
         factors = _solve(gram(X), n, m, cutoff, source.dtype)
     else:
         parts = _each(lambda b: library.reduce_block(source.block(b), wide, cutoff, digits, bounds), B, how.order)
-        factors = _assemble(parts, how.order)
+        factors = assemble(parts, how.order)
     suspects = np.flatnonzero(factors.route == SVD)
     if source.dtype == np.float64:  # squares of float64 data may overflow, or vanish
         suspects = np.flatnonzero(np.isin(factors.route, (SVD, ZERO, NON_FINITE)))

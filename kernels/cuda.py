@@ -13,10 +13,12 @@ import math
 import numpy as np
 
 from . import cuda_library, spectrum
+from .algebra import keeps_rank_one
 from .cpu import DIGITS, Factors
 from .cuda_driver import Driver, driver
 from .cutoffs import KINDS
 from .launch import (
+    ORDER,
     STATES,
     TILE_ROWS,
     Device,
@@ -36,12 +38,10 @@ from .launch import (
 from .plan import NON_FINITE, SVD, UNRESOLVED, ZERO, Plan
 from .plan import plan as cpu_plan
 
-LAYOUT = np.dtype(
-    [("base", "i8"), ("time", "i8"), ("weight", "i8"), ("strides", "i8", 4), ("extents", "i4", 4)], align=True
-)
+LAYOUT = np.dtype([("time", "i8"), ("weight", "i8"), ("strides", "i8", 4), ("extents", "i4", 4)], align=True)
 PROBLEM = np.dtype(
     [(name, "i4") for name in ("blocks", "n", "m", "columns", "order", "wide", "lines", "tile", "pitch", "vectors")]
-    + [(name, "i4") for name in ("splits", "rule", "digits", "unused")]
+    + [(name, "i4") for name in ("splits", "rule", "digits")]
     + [(name, "f8") for name in ("value", "gram", "svd", "least", "tiny", "huge")],
     align=True,
 )
@@ -70,6 +70,11 @@ def instances(device: Device) -> list[str]:
         names += [f"record<{data}, {to}>" for to in NAMES.values()]
         names += [f"{kernel}<{rows}>" for kernel in ("predict", "gram", "inverse") for rows in tiled]
     return [f"fastkoop::{name}" for name in names]
+
+
+def marks(routes: tuple[int, ...]) -> np.uint32:
+    """A set of routes, a bit each."""
+    return np.uint32(sum(1 << route for route in routes))
 
 
 def split(strips: np.ndarray, itemsize: int) -> np.ndarray:
@@ -189,7 +194,7 @@ class Cuda:
         wide = n <= m if side is None else side == "weights"
         shape = shape_of("gram", n, m, m + 1, wide, X.dtype.itemsize)
         if tile_rows(shape.rows) is None or launch(shape, self.device) is None:
-            return cuda_library.gram(self.xp, X, wide)
+            return cuda_library.gram(self, X, wide)
         B = math.prod(X.shape[1:-1])
         out = self.xp.empty((B, 2 * n + 1, n) if wide else (B, m + 1, m + 1))
         name, how, problem = self._tiled("gram", X, n, m, wide)
@@ -210,7 +215,7 @@ class Cuda:
             raise ValueError(f"gram: expected (B, {expected[0]}, {expected[1]}) for n={n}, m={m}, got {gram.shape}")
         gram, dtype = self.xp.ascontiguousarray(gram), np.dtype(dtype)
         if not takes(n, m, self.device):
-            factors = cuda_library.solve(self.xp, gram, n, m, cutoff, dtype)
+            factors = cuda_library.solve(self, gram, n, m, cutoff, dtype)
         else:
             factors = self._allocate(len(gram), n, m)
             self._solve(gram, n, m, cutoff, dtype, factors)
@@ -250,37 +255,38 @@ class Cuda:
     def _exactly(self, X, cutoff, factors: Factors, routes: tuple[int, ...], pending=None) -> None:
         """Factors from the data itself of the blocks, all or those on a list, whose route is one of these."""
         n, m, blocks = X.shape[-1], len(X) - 1, math.prod(X.shape[1:-1])
-        name, how, workspace = self._exact_launch("exact", X.dtype, n, m, blocks)
-        which = np.uint32(sum(1 << route for route in routes))
-        problem, pointers = self._problem(blocks, n, m, X.dtype, cutoff), self._pointers(factors)
-        work = np.uint64(self.driver.address(pending))
-        self._launch_exact(name, how, workspace, X, layout_of(X), problem, work, which, workspace, pointers)
+        problem, work = self._problem(blocks, n, m, X.dtype, cutoff), np.uint64(self.driver.address(pending))
+        self._launch_on_copies("exact", X, problem, work, marks(routes), self._pointers(factors))
 
-    def _exact_launch(self, kernel: str, dtype, n: int, m: int, blocks: int) -> tuple:
-        """Name, shape and workspace (CTAs, numbers each) of the kernels that need their own copy of a block."""
-        name, order = f"fastkoop::{kernel}<{NAMES[np.dtype(dtype)]}>", min(n, m)
+    def _launch_on_copies(self, kernel: str, X, problem: np.ndarray, *arguments) -> None:
+        """A kernel whose CTAs each need a copy of a block in device memory: as many as fit the workspace."""
+        blocks, n, m, order = (int(problem[field]) for field in ("blocks", "n", "m", "order"))
+        if not blocks:
+            return
+        name = f"fastkoop::{kernel}<{NAMES[X.dtype]}>"
         how = small_launch(order, exact_bytes(order))._replace(threads=256 if n * m > 8192 else 64)
         ctas = grid(blocks, how, self.device, self.driver.registers(name))
-        ctas = max(1, min(ctas, EXACT_WORKSPACE // (8 * n * m)))
-        return name, how, self.xp.empty((ctas, n * m))
-
-    def _launch_exact(self, name: str, how: Launch, workspace, *arguments) -> None:
-        if int(arguments[2]["blocks"]):
-            self.driver.launch(name, (len(workspace), 1), how.threads, how.shared, arguments)
+        workspace = self.xp.empty((max(1, min(ctas, EXACT_WORKSPACE // (8 * n * m))), n * m))
+        arguments = X, layout_of(X), problem, workspace, *arguments
+        self.driver.launch(name, (len(workspace), 1), how.threads, how.shared, arguments)
 
     def fit(self, X, cutoff: tuple[str, float], *, refine: bool = False) -> Factors:
         """Reduced operators of X (m+1, ..., n), each on the route that resolves the cutoff; see cpu.fit."""
         n, m = X.shape[-1], len(X) - 1
         if not takes(n, m, self.device):
-            return cuda_library.fit(self.xp, X, cutoff, refine)
+            return cuda_library.fit(self, X, cutoff, refine)
         factors = self._allocate(math.prod(X.shape[1:-1]), n, m)
         if refine:
             factors.route[...] = SVD
         else:
             self._solve(self.gram(X), n, m, cutoff, X.dtype, factors)
-        # squares of float64 data may overflow, or vanish
-        self._exactly(X, cutoff, factors, (SVD,) if X.dtype == np.float32 else (SVD, ZERO, NON_FINITE))
+        self._exactly(X, cutoff, factors, self._unsettled(X.dtype))
         return factors
+
+    @staticmethod
+    def _unsettled(dtype) -> tuple[int, ...]:
+        """Routes of Gram matrices that leave a block to its data: squares of float64 data may overflow, or vanish."""
+        return (SVD,) if dtype == np.float32 else (SVD, ZERO, NON_FINITE)
 
     def evolve(self, factors: Factors, steps: np.ndarray, pending=None):
         """Coefficients of K^steps x_last: (B, len(steps), q), float64, for ascending counts steps >= 1.
@@ -292,13 +298,12 @@ class Cuda:
             raise ValueError(f"steps: expected ascending counts >= 1, got {steps}")
         factors = self._contiguous(factors)
         B, q, r = factors.lift.shape
-        if not (q == r and r <= 64 and evolve_bytes(r) <= self.device.shared):
-            return cuda_library.evolve(self.xp, factors, steps)
+        if not (q == r <= ORDER and evolve_bytes(r) <= self.device.shared):
+            return cuda_library.evolve(self, factors, steps)
         out = self.xp.empty((B, len(steps), q))
         if len(steps):
             how = small_launch(q, evolve_bytes(q))
-            # blocks and order are all that it reads
-            problem = self._problem(B, q, q, np.float64)
+            problem = self._problem(B, q, q, np.float64)  # of which it reads blocks and order
             work = np.uint64(self.driver.address(pending))
             counts = self._counts(steps.tobytes()) if len(steps) > 1 else np.uint64(0)  # one number needs no copy
             arguments = self._pointers(factors), problem, work, counts, steps[0], np.int32(len(steps)), out
@@ -337,7 +342,7 @@ class Cuda:
             )
         out = self.xp.empty((states, B, rows.shape[-1]), rows.dtype)
         if 8 * STATES * q > self.device.shared:
-            return cuda_library.combine(self.xp, rows, coefficients, out)
+            return cuda_library.combine(rows, coefficients, out)
         self._combine(rows, self.xp.ascontiguousarray(coefficients), q, out)
         return out
 
@@ -381,7 +386,7 @@ class Cuda:
             return out, xp.where(finite, ZERO, NON_FINITE).astype(np.int8)
         out, route = xp.empty((B, n), X.dtype), xp.empty(B, np.int8)
         if not takes(n, m, self.device):
-            factors = cuda_library.fit(xp, X, cutoff, False)
+            factors = cuda_library.fit(self, X, cutoff, False)
             out[...] = self.lift(X, self.evolve(factors, np.array([steps])))[0]
             return out, factors.route
         order = min(n, m)
@@ -400,26 +405,21 @@ class Cuda:
         n, m, B = X.shape[-1], len(X) - 1, len(out)
         if not B:
             return
-        wide, count, pending = n <= m, np.int64(steps), self.xp.zeros(B + 1, np.int32)
-        if n == 1 and (cutoff[0] not in ("median", "relative") or (cutoff[0] == "relative" and cutoff[1] < 1.0)):
-            name, problem = f"fastkoop::predict_scalars<{NAMES[X.dtype]}>", self._problem(B, n, m, X.dtype, cutoff)
-            arguments = X, layout_of(X), problem, count, out, route, pending
+        wide, factors = n <= m, self._allocate(B, n, m, route)
+        pending, routes = self.xp.zeros(B + 1, np.int32), (SVD,)
+        name, how, problem = self._tiled("predict", X, n, m, wide, cutoff)
+        if n == 1 and keeps_rank_one(KINDS[cutoff[0]], float(cutoff[1])):
+            name = f"fastkoop::predict_scalars<{NAMES[X.dtype]}>"
+            arguments = X, layout_of(X), problem, np.int64(steps), out, route, pending
             self.driver.launch(name, (self._waves(B), 1), 256, 0, arguments)
-            fused = True
-            grams = None
-        else:
-            name, how, problem = self._tiled("predict", X, n, m, wide, cutoff)
-            fused = how.splits == 1
-            if fused:
-                grams = self.xp.empty((B, 2 * n + 1, n) if wide else (B, m + 1, m + 1))
-                self._launch(name, B, how, X, layout_of(X), problem, count, out, route, grams, pending)
-            else:
-                grams = self.gram(X)
-        factors = self._allocate(B, n, m, route)
-        pending = pending if fused else None
-        if grams is not None:
+        elif how.splits == 1:
+            grams = self.xp.empty((B, 2 * n + 1, n) if wide else (B, m + 1, m + 1))
+            arguments = X, layout_of(X), problem, np.int64(steps), out, route, grams, pending
+            self._launch(name, B, how, *arguments)
             self._solve(grams, n, m, cutoff, X.dtype, factors, pending)
-        routes = (SVD,) if fused or X.dtype == np.float32 else (SVD, ZERO, NON_FINITE)
+        else:  # one block, many CTAs: nothing is finished before its Gram matrix is
+            pending, routes = None, self._unsettled(X.dtype)
+            self._solve(self.gram(X), n, m, cutoff, X.dtype, factors)
         self._exactly(X, cutoff, factors, routes, pending)
         coefficients = self.evolve(factors, np.array([steps]), pending)
         rows, q = (X, 0) if wide else (X[1:], m)
@@ -431,13 +431,11 @@ class Cuda:
         B, wide = math.prod(batch), n <= m
         out, route = self.xp.empty((B, m, n), F.dtype), self.xp.empty(B, np.int8)
         if not takes(n, m, self.device):
-            return cuda_library.pinv(self.xp, F, cutoff, out, route)
+            return cuda_library.pinv(self, F, cutoff, out, route)
         if B:
             name, how, problem = self._tiled("inverse", F, n, m, wide, cutoff)
             self._launch(name, B, how, F, layout_of(F), problem, out, route)
-            name, how, workspace = self._exact_launch("inverse_exact", F.dtype, n, m, B)
-            which = np.uint32(1 << SVD)
-            self._launch_exact(name, how, workspace, F, layout_of(F), problem, which, workspace, out, route)
+            self._launch_on_copies("inverse_exact", F, problem, marks((SVD,)), out, route)
         return out, route
 
     def record(self, strips: np.ndarray, source, snapshot) -> None:

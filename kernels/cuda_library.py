@@ -1,6 +1,7 @@
 """Large blocks on a CUDA device: cuBLAS and cuSOLVER through CuPy's array functions, a block at a time.
 
-Ranks are decided on the host, by the one rule of cutoffs.py, so that these functions wait for the device.
+The device's twin of library.py. Ranks are decided on the host, by the one rule of cutoffs.py, so that these functions
+wait for the device; `cuda` is the contract that they work for (cuda.Cuda).
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ import math
 
 import numpy as np
 
-from .cpu import DIGITS, Factors
-from .cutoffs import KINDS, resolved, select
-from .plan import EIGEN, LEAST_TRACE, MOST_TRACE, NON_FINITE, SVD, ZERO, resolution
-
-FLOOR_FREE = ("relative", "spacing")  # rules that compare with the largest value alone
+from .algebra import triage
+from .cpu import DIGITS, Factors, assemble
+from .cutoffs import KINDS, RELATIVE, SPACING, resolved, select
+from .library import Reduced, empty
+from .plan import EIGEN, NON_FINITE, SVD, ZERO, resolution
 
 
 def blocks(X):
@@ -22,10 +23,10 @@ def blocks(X):
         yield X[(slice(None), *index)]
 
 
-def gram(xp, X, wide: bool):
+def gram(cuda, X, wide: bool):
     """Gram matrices (B, m+1, m+1), or (B, 2n+1, n); see cuda.Cuda.gram."""
     m, n, B = len(X) - 1, X.shape[-1], math.prod(X.shape[1:-1])
-    out = xp.empty((B, 2 * n + 1, n) if wide else (B, m + 1, m + 1))
+    out = cuda.xp.empty((B, 2 * n + 1, n) if wide else (B, m + 1, m + 1))
     for S, block in zip(out, blocks(X), strict=True):
         data = block.astype(np.float64)
         if wide:
@@ -35,140 +36,106 @@ def gram(xp, X, wide: bool):
     return out
 
 
-def chosen(squares: np.ndarray, n: int, m: int, cutoff, dtype, unit: float, exact: bool) -> tuple:
-    """(rank, threshold, edge, whether it is settled) from squared singular values / unit^2, largest first."""
-    kind, value, digits = KINDS[cutoff[0]], float(cutoff[1]), DIGITS[np.dtype(dtype)]
-    bounds = resolution(n, m, dtype)
-    top = max(float(squares[0]), 0.0)
-    if exact:
-        largest = math.sqrt(top)
-        floor = 0.0 if cutoff[0] in FLOOR_FREE else max(n, m) * 2.0**-52 * largest
-        found = select(squares, len(squares), kind, value, digits, unit, 0.0, bounds.svd * largest, floor)
-        return *found, True
-    rank, threshold, edge = select(squares, len(squares), kind, value, digits, unit, bounds.gram * top, 0.0, 0.0)
-    return rank, threshold, edge, resolved(squares, len(squares), kind, value, rank, threshold, bounds.least * top)
-
-
-class Reduced:
-    """One block's factors, scalars on the host."""
-
-    def __init__(self, order: int, route: int):
-        self.parts = None  # basis, lift, operator, start on the device
-        self.order, self.route = order, route
-        self.rank, self.threshold, self.largest, self.smallest, self.edge = 0, 0.0, 0.0, 0.0, False
-
-    def keep(self, found: tuple, squares: np.ndarray, unit: float) -> int:
-        """Take over what `chosen` found; the rank."""
-        self.rank, self.threshold, self.edge = found[0], found[1] * unit, found[2]
-        if self.rank:
-            self.largest = math.sqrt(squares[0]) * unit
-            self.smallest = math.sqrt(max(squares[self.rank - 1], 0.0)) * unit
-        return self.rank
-
-
-def unit_of(size: float) -> float:
-    """The power of 2 that brings a block with this sum of squares near 1."""
-    return math.ldexp(1.0, math.frexp(size)[1] // 2)
-
-
-def reduce_gram(xp, S, n: int, m: int, cutoff, dtype) -> Reduced:
-    """Factors of one block from its Gram matrix; route SVD where that does not suffice."""
-    wide, order = n <= m, min(n, m)
+def reduce_gram(cuda, S, n: int, m: int, cutoff, dtype) -> Reduced:
+    """The operator of one block from its Gram matrix; status SVD where that does not suffice."""
+    xp, wide, order = cuda.xp, n <= m, min(n, m)
     G = S[:order, :order]
     size = float(xp.trace(G))
-    if not LEAST_TRACE < size < MOST_TRACE:
-        return Reduced(order, SVD if size > 0 else ZERO if size == 0 else NON_FINITE)
-    unit = unit_of(size)
-    values, vectors = xp.linalg.eigh(G / unit**2)
-    squares = np.asarray(values.get() if hasattr(values, "get") else values)[::-1].copy()
-    found = chosen(squares, n, m, cutoff, dtype, unit, False)
-    one = Reduced(order, EIGEN if found[3] else SVD)
-    r = one.keep(found, squares, unit)
-    if not found[3]:
-        return one
-    V, d = vectors[:, ::-1][:, :r], values[::-1][:r]
+    status = triage(size, float(S[2 * n] @ S[2 * n] if wide else S[m, m]))
+    if status != EIGEN:
+        return empty(order, status)
+    unit = math.ldexp(1.0, math.frexp(size)[1] // 2)
+    values, vectors = (part[..., ::-1] for part in xp.linalg.eigh(G / unit**2))  # largest first
+    squares, bounds = np.ascontiguousarray(cuda.host(values)), resolution(n, m, dtype)
+    kind, value, top = KINDS[cutoff[0]], float(cutoff[1]), max(float(squares[0]), 0.0)
+    found = select(squares, order, kind, value, DIGITS[np.dtype(dtype)], unit, bounds.gram * top, 0.0, 0.0)
+    rank, threshold, edge = found
+    if not resolved(squares, order, kind, value, rank, threshold, bounds.least * top):
+        return empty(order, SVD)._replace(threshold=threshold * unit, edge=edge)
+    V, d = vectors[:, :rank], values[:rank]
     if wide:
         lift = (S[n : 2 * n] / unit**2) @ V / d
-        one.parts = V, lift, V.T @ lift, V.T @ S[2 * n]
+        parts = V, lift, V.T @ lift, V.T @ S[2 * n]
     else:
-        start = V.T @ (S[m, :m] / unit) / xp.sqrt(d)
-        one.parts = tall_parts(xp, V, xp.sqrt(d), start, unit)
-    return one
+        parts = tall_parts(xp, V, xp.sqrt(d), V.T @ (S[m, :m] / unit) / xp.sqrt(d), unit)
+    return Reduced(*parts, rank, threshold * unit, *ends(np.sqrt(squares[:rank]), unit), edge, EIGEN)
+
+
+def ends(values: np.ndarray, unit: float) -> tuple[float, float]:
+    """Largest and smallest singular value that counts; 0 where none does."""
+    return (float(values[0]) * unit, float(values[-1]) * unit) if len(values) else (0.0, 0.0)
 
 
 def tall_parts(xp, V, s, start, unit: float) -> tuple:
-    """Factors of a tall block from right singular vectors V (m, r), values unit s, and start = U^T x_last."""
+    """Basis, lift, operator and start of a tall block from right singular vectors V (m, r), values unit s, and
+    start = U^T x_last."""
     shifted = xp.concatenate([(V[1:] * s).T, (start / unit)[:, None]], axis=1)  # U^T Fp / unit
     basis = V / s / unit
     return basis, basis, shifted @ V / s, start
 
 
-def reduce_exactly(xp, block, cutoff) -> Reduced:
-    """Factors of one block (m+1, n) from its SVD."""
-    m, n = len(block) - 1, block.shape[1]
-    order = min(n, m)
-    if not bool(xp.isfinite(block).all()):
-        return Reduced(order, NON_FINITE)
-    top = float(xp.abs(block[:m]).max())
+def truncated_svd(cuda, block, columns: int, cutoff) -> tuple:
+    """Status, unit, U, s, V^T and (rank, threshold, edge) of the first columns of a block, F / unit (n, columns);
+    nothing beyond the unit where the status is not SVD."""
+    if not bool(cuda.xp.isfinite(block).all()):
+        return NON_FINITE, 1.0, None
+    top = float(cuda.xp.abs(block[:columns]).max())
     if top == 0.0:
-        return Reduced(order, ZERO)
+        return ZERO, 1.0, None
     unit = math.ldexp(1.0, math.frexp(top)[1] - 1)
+    U, s, Vt = cuda.xp.linalg.svd(block[:columns].astype(np.float64).T / unit, full_matrices=False)
+    values, n = cuda.host(s), block.shape[1]
+    kind = KINDS[cutoff[0]]
+    # only the plain thresholds reach below float64's own resolution, when they are told to
+    floor = 0.0 if kind in (RELATIVE, SPACING) else max(n, columns) * 2.0**-52 * float(values[0])
+    slack = resolution(n, columns, block.dtype).svd * float(values[0])
+    found = select(values**2, len(values), kind, float(cutoff[1]), DIGITS[block.dtype], unit, 0.0, slack, floor)
+    rank = found[0]
+    return SVD, unit, (U[:, :rank], s[:rank], Vt[:rank], values[:rank], found)
+
+
+def reduce_exactly(cuda, block, cutoff) -> Reduced:
+    """The operator of one block (m+1, n) from the SVD of its F."""
+    m, n = len(block) - 1, block.shape[1]
+    status, unit, found = truncated_svd(cuda, block, m, cutoff)
+    if found is None:
+        return empty(min(n, m), status)
+    U, s, Vt, values, (rank, threshold, edge) = found
     data = block.astype(np.float64) / unit
-    U, s, Vt = xp.linalg.svd(data[:m].T, full_matrices=False)
-    squares = np.asarray(s.get() if hasattr(s, "get") else s) ** 2
-    one = Reduced(order, SVD)
-    r = one.keep(chosen(squares, n, m, cutoff, block.dtype, unit, True), squares, unit)
-    U, s, V = U[:, :r], s[:r], Vt[:r].T
     start = U.T @ data[m] * unit
     if n <= m:
-        lift = data[1:].T @ V / s
-        one.parts = U, lift, U.T @ lift, start
+        lift = data[1:].T @ Vt.T / s
+        parts = U, lift, U.T @ lift, start
     else:
-        one.parts = tall_parts(xp, V, s, start, unit)
-    return one
+        parts = tall_parts(cuda.xp, Vt.T, s, start, unit)
+    return Reduced(*parts, rank, threshold * unit, *ends(values, unit), edge, SVD)
 
 
-def assemble(xp, found: list[Reduced], order: int, wide: bool) -> Factors:
-    """One Factors from blocks that were reduced one at a time."""
-    B, r = len(found), max((one.rank for one in found), default=0)
-    basis, operator, start = xp.zeros((B, order, r)), xp.zeros((B, r, r)), xp.zeros((B, r))
-    lift = xp.zeros((B, order, r)) if wide else basis
-    for b, one in enumerate(found):
-        if one.parts is not None:
-            k = one.rank
-            basis[b, :, :k], lift[b, :, :k], operator[b, :k, :k], start[b, :k] = one.parts
-    names = ("rank", "threshold", "largest", "smallest", "edge", "route")
-    dtypes = (np.int64, np.float64, np.float64, np.float64, np.bool_, np.int8)
-    columns = ([getattr(one, name) for one in found] for name in names)
-    reports = [xp.asarray(np.array(column, dtype)) for column, dtype in zip(columns, dtypes, strict=True)]
-    return Factors(basis, lift, operator, start, *reports)
-
-
-def solve(xp, gram, n: int, m: int, cutoff, dtype) -> Factors:
+def solve(cuda, gram, n: int, m: int, cutoff, dtype) -> Factors:
     """Factors of every block from Gram matrices alone."""
-    return assemble(xp, [reduce_gram(xp, S, n, m, cutoff, dtype) for S in gram], min(n, m), n <= m)
+    return assemble([reduce_gram(cuda, S, n, m, cutoff, dtype) for S in gram], min(n, m), cuda.xp)
 
 
-def fit(xp, X, cutoff, refine: bool) -> Factors:
+def fit(cuda, X, cutoff, refine: bool) -> Factors:
     """Factors of every block, by its Gram matrix where that suffices."""
     m, n = len(X) - 1, X.shape[-1]
     found = []
     for block in blocks(X):
-        one = None if refine else reduce_gram(xp, gram(xp, block[:, None], n <= m)[0], n, m, cutoff, X.dtype)
-        if one is None or one.route != EIGEN:  # of float64 data squares may overflow, or vanish
-            one = reduce_exactly(xp, block, cutoff)
+        one = None if refine else reduce_gram(cuda, gram(cuda, block[:, None], n <= m)[0], n, m, cutoff, X.dtype)
+        if one is None or one.status != EIGEN:  # of float64 data squares may overflow, or vanish
+            one = reduce_exactly(cuda, block, cutoff)
         found.append(one)
-    return assemble(xp, found, min(n, m), n <= m)
+    return assemble(found, min(n, m), cuda.xp)
 
 
-def evolve(xp, factors: Factors, steps: np.ndarray):
+def evolve(cuda, factors: Factors, steps: np.ndarray):
     """Coefficients of K^steps x_last, (B, len(steps), q): a product a step, or powers over long gaps."""
     B, q, r = factors.lift.shape
-    out, y, at = xp.empty((B, len(steps), q)), factors.start[:, :, None], 1
+    out, y, at = cuda.xp.empty((B, len(steps), q)), factors.start[:, :, None], 1
     for k, step in enumerate(steps.tolist()):
         gap, at = step - at, step
         if gap > 64 and gap > 4.0 * r * math.log2(gap):
-            y = xp.linalg.matrix_power(factors.operator, gap) @ y
+            y = cuda.xp.linalg.matrix_power(factors.operator, gap) @ y
         else:
             for _ in range(gap):
                 y = factors.operator @ y
@@ -177,7 +144,7 @@ def evolve(xp, factors: Factors, steps: np.ndarray):
     return out
 
 
-def combine(xp, rows, coefficients, out):
+def combine(rows, coefficients, out):
     """out (k, B, n) = sums over rows (q', ..., n) with coefficients (B, k, q <= q'), a matrix product a block."""
     q = coefficients.shape[2]
     for b, block in enumerate(blocks(rows)):
@@ -185,21 +152,14 @@ def combine(xp, rows, coefficients, out):
     return out
 
 
-def pinv(xp, F, cutoff, out, route) -> tuple:
+def pinv(cuda, F, cutoff, out, route) -> tuple:
     """out (B, m, n) = the pseudo-inverse of every block of F (m, ..., n), by its SVD."""
-    m, n = len(F), F.shape[-1]
     for b, block in enumerate(blocks(F)):
-        if not bool(xp.isfinite(block).all()):
-            out[b], route[b] = np.nan, NON_FINITE
-            continue
-        top = float(xp.abs(block).max())
-        route[b] = SVD if top else ZERO
-        if not top:
-            out[b] = 0.0
-            continue
-        unit = math.ldexp(1.0, math.frexp(top)[1] - 1)
-        U, s, Vt = xp.linalg.svd(block.astype(np.float64).T / unit, full_matrices=False)
-        squares = np.asarray(s.get() if hasattr(s, "get") else s) ** 2
-        r = chosen(squares, n, m, cutoff, F.dtype, unit, True)[0]
-        out[b] = (Vt[:r].T / s[:r]) @ U[:, :r].T / unit
+        status, unit, found = truncated_svd(cuda, block, len(F), cutoff)
+        route[b] = status
+        if found is None:
+            out[b] = np.nan if status == NON_FINITE else 0.0
+        else:
+            U, s, Vt, *_ = found
+            out[b] = (Vt.T / s) @ U.T / unit
     return out, route

@@ -24,6 +24,12 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global) {
 #endif
 }
 
+__device__ __forceinline__ void copies_arrived() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 // Exact conversions that keep subnormal numbers whatever the compiler was told (CuPy appends -ftz=true).
 __device__ __forceinline__ double to_double(double x) { return x; }
 __device__ __forceinline__ double to_double(float x) {
@@ -40,12 +46,6 @@ __device__ __forceinline__ T rounded(double x) {
     asm("cvt.rn.f32.f64 %0, %1;" : "=f"(y) : "d"(x));
     return y;
   }
-}
-
-__device__ __forceinline__ void copies_arrived() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
 }
 
 // c += A B over a warp: A 8 x 4, B 4 x 8 doubles. Lane l holds A[l/4][l%4], B[l%4][l/4], c[l/4][2 (l%4) + {0, 1}].
@@ -73,32 +73,32 @@ constexpr double EPS = 2.220446049250313e-16;  // 2^-52
 constexpr int WARP = 32;
 
 // How a block was answered: the indices of plan.ROUTES. Between two launches EIGEN and SVD say what is still to do.
-enum Route : signed char { ZERO, CONSTANT, CHOLESKY, EIGEN, SVD, NON_FINITE, UNRESOLVED };
+enum Route : signed char { ZERO, CONSTANT, CHOLESKY, EIGEN, SVD, NON_FINITE };
 
 // Rules of kernels/cutoffs.py.
 enum Rule { RELATIVE, SPACING, RANK, ENERGY, MEDIAN };
 
-// Snapshot t, weight i of block b is data[base + sum over axes of index stride + t time + i weight]; b runs over the
-// axes of the batch, the last one fastest.
+// Snapshot t, weight i of block b is data[sum over axes of index stride + t time + i weight]; b runs over the axes of
+// the batch, the last one fastest.
 struct Layout {
-  long long base, time, weight;
+  long long time, weight;
   long long strides[4];
   int extents[4];
 };
 
-// The numbers of one launch; plan.py and cuda.py fill it.
+// The numbers of one launch; launch.py and cuda.py fill it.
 struct Problem {
   int blocks, n, m, columns;       // columns: snapshots there are, m + 1, or m where F is all of the data
   int order, wide;                 // order = min(n, m), the order of the Gram matrix
   int lines, tile, pitch;          // lines summed over in all, and a tile; numbers from row to row of a tile
   int vectors, splits;             // whether rows may be copied 16 bytes at a time; CTAs that share a block
-  int rule, digits, unused;        // of the cutoff; significand bits of the data
+  int rule, digits;                // of the cutoff; significand bits of the data
   double value, gram, svd, least;  // of the cutoff; plan.Resolution
   double tiny, huge;               // sums of squares between them can be trusted
 };
 
 __device__ __forceinline__ long long offset(const Layout& X, int b) {
-  long long at = X.base;
+  long long at = 0;
   for (int axis = 3; axis >= 0; --axis) {
     at += b % X.extents[axis] * X.strides[axis];
     b /= X.extents[axis];
@@ -114,7 +114,7 @@ struct Work {
   __device__ int block(int i) const { return list ? list[1 + i] : i; }
 };
 
-// Hands out a CTA's shared memory from front to back, each part on 16 bytes; plan.py adds up the same parts.
+// Hands out a CTA's shared memory from front to back, each part on 16 bytes; launch.py adds up the same parts.
 struct Shared {
   unsigned char* at;
   template <class T>

@@ -10,7 +10,7 @@ namespace fastkoop {
 // three vectors.
 template <class T>
 __global__ void __launch_bounds__(256, 1)
-    exact(const T* data, Layout X, Problem p, Work work, unsigned which, double* workspace, Factors all) {
+    exact(const T* data, Layout X, Problem p, double* workspace, Work work, unsigned which, Factors all) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
   Exact e = exact_in(shared, p, workspace);

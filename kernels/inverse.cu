@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4)
 // The same from the data itself, of the blocks whose route is one of those in `which`; launched as `exact` is.
 template <class T>
 __global__ void __launch_bounds__(256, 1)
-    inverse_exact(const T* data, Layout X, Problem p, unsigned which, double* workspace, T* out, signed char* route) {
+    inverse_exact(const T* data, Layout X, Problem p, double* workspace, unsigned which, T* out, signed char* route) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
   Exact e = exact_in(shared, p, workspace);

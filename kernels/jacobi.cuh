@@ -14,7 +14,7 @@ struct Exact {
   __device__ const double* column(int row) const { return W + static_cast<long long>(row) * length; }
 };
 
-// Carves an Exact out of a CTA's shared memory and its share of the workspace; plan.py: exact_bytes.
+// Carves an Exact out of a CTA's shared memory and its share of the workspace; launch.py: exact_bytes.
 __device__ inline Exact exact_in(Shared& shared, const Problem& p, double* workspace) {
   Exact e;
   e.across = p.order | 1;
@@ -129,7 +129,7 @@ __device__ void decompose(const Block<T>& block, const Problem& p, Exact& e) {
   measure(e, order);
   sort(e.values, order, e.squares, e.place);
   e.found = judge_values(e.squares, p, e.unit);  // every thread for itself: a few dozen numbers
-  if (worked) e.route = UNRESOLVED;
+  if (worked) e.found.edge = true;               // never seen: the columns are not quite orthogonal
 }
 
 }  // namespace fastkoop

@@ -129,11 +129,9 @@ def over_blocks(kernel, blocks: int, work: int, *arguments) -> None:
     helpers = [pool.submit(help_out) for _ in range(threads - 1)]
     try:
         help_out()
-    except BaseException:
-        with take:
-            ranges = iter(())  # the others finish what they have begun
-        raise
     finally:
+        with take:
+            ranges = iter(())  # after an error: the others finish what they have begun
         wait(helpers)
     for helper in helpers:
         helper.result()

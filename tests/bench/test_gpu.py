@@ -146,7 +146,7 @@ def test_every_peer_of_a_gpu_exists_and_agrees(device):
 def test_a_peer_out_of_memory_is_recorded_as_such(device, monkeypatch):
     def greedy(device):
         def run(X):
-            raise MemoryError("Out of memory allocating 1,000 bytes, see /tmp/somewhere")
+            raise MemoryError("Out of memory allocating 1,000 bytes, see somewhere")
 
         everybody = gpu_peers.gpu_peers(device)
         return everybody | {"expert": peers.Peer("expert", "expert", {"": lambda problem: run}, take=lambda X: X)}

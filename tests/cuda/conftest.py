@@ -55,7 +55,7 @@ def emulated():
 
 @pytest.fixture
 def on():
-    """on(cuda, array): a device array with the same strides; off(cuda, array): back in host memory."""
+    """on(cuda, array): the array on that device, strides included."""
     return to_device
 
 

@@ -81,9 +81,10 @@ class TestSpecialBlocks:
 
     @pytest.mark.parametrize("n, m", [(33, 9), (9, 33), (1, 9), (70, 66)])
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
-    def test_a_bad_block_stays_alone(self, cuda, on, rng, n, m, bad, dtype):
+    @pytest.mark.parametrize("where", ["first", "middle", "last"])
+    def test_a_bad_block_stays_alone(self, cuda, on, rng, n, m, bad, where, dtype):
         X = orbit(rng, n, m, dtype, batch=(3,))
-        X[1, -1, m // 2] = bad
+        X[1, -1, {"first": 0, "middle": m // 2, "last": m}[where]] = bad
         states, route = cuda.predict(on(cuda, time_major(X)), 2, FULL)
         states = cuda.driver.host(states)
         assert np.isnan(states[1]).all() and words(cuda, route)[1] == "non-finite"
@@ -275,9 +276,9 @@ class TestLibrary:
         blocks = special_blocks(rng, n, m, dtype)
         X = np.stack([*blocks.values(), orbit(rng, n, m, dtype)])
         cuda = emulated()
-        mine, theirs = cuda.fit(time_major(X), NOISE), cuda_library.fit(np, time_major(X), NOISE, False)
+        mine, theirs = cuda.fit(time_major(X), NOISE), cuda_library.fit(cuda, time_major(X), NOISE, False)
         assert mine.rank.tolist() == theirs.rank.tolist()
-        states = cuda.lift(time_major(X), cuda_library.evolve(np, theirs, np.array([1, 3])))
+        states = cuda.lift(time_major(X), cuda_library.evolve(cuda, theirs, np.array([1, 3])))
         for k, steps in enumerate((1, 3)):
             assert_states(states[k], X, steps, NOISE)
 
