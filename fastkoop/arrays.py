@@ -207,7 +207,7 @@ def check_out(out, shape: tuple[int, ...], like: Array) -> Array | None:
         raise InputError(f"out: not available for {like.dtype or like.kind} input; use the returned array")
     target = read(out, "out")
     expected = (_kind(like), str(like.data.dtype), shape)
-    got = (_kind(target), str(target.data.dtype), target.data.shape)
+    got = (_kind(target), target.dtype or str(target.data.dtype), target.data.shape)
     if got != expected:
         raise InputError(
             "out: expected a {} array of {} and shape {}, got a {} array of {} and shape {}".format(

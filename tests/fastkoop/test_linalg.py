@@ -401,12 +401,19 @@ class TestOut:
             as_kind(np.zeros((2, *shape), dtype), kind),
             as_kind(np.zeros((3, *shape), other), kind),
             as_kind(np.zeros((3, *shape), dtype), "numpy" if kind == "torch" else "torch"),
+            as_kind(np.zeros((3, *shape), np.float16), kind),
+            torch.zeros((3, *shape), dtype=torch.bfloat16),
         ]
         for out in wrong:
             with pytest.raises(ValueError, match=r"out: expected a (numpy|torch) array of .* got a"):
                 function(X, out=out)
+            assert not out.any()
         with pytest.raises(TypeError, match=r"out: expected an array of NumPy, CuPy or JAX.* got list"):
             function(X, out=[0.0])
+        with pytest.raises(TypeError, match=r"out: expected float32 or float64 in native byte order, got >f8"):
+            function(X, out=np.zeros((3, *shape), ">f8"))
+        with pytest.raises(TypeError, match=r"out: the tensor requires grad .* pass out\.detach\(\)"):
+            function(X, out=torch.zeros((3, *shape), requires_grad=True))
         if kind == "numpy":
             out = np.zeros((3, *shape), dtype)
             out.flags.writeable = False
