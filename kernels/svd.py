@@ -242,6 +242,14 @@ def svd_range(
 
 
 @jit
+def step_wide(V, places, n, c, w):
+    """w <- Fp F^+ w of a wide block of full rank; F^T = Q R with its columns in the order of `places`."""
+    for j in range(n):
+        c[j] = (w[places[j]] - dot(V[j], c, j)) / V[j, j]
+    matvec(V[n:], c, n, n, w)
+
+
+@jit
 def predict_exact(
     first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, out, status
 ):
@@ -266,10 +274,16 @@ def predict_exact(
             if full_rank(V, order, kind, value, digits, unit, resolution, W):
                 status[b] = QR
                 if wide:
-                    for _ in range(steps):
-                        for j in range(n):  # F^T = Q R with its columns in the order of `places`
-                            c[j] = (w[places[j]] - dot(V[j], c, j)) / V[j, j]
-                        matvec(V[n:], c, n, n, w)
+                    if steps > 64 and steps > 4.0 * n * math.log2(steps):  # K itself, to be squared
+                        for i in range(n):
+                            y[:] = 0.0
+                            y[i] = 1.0
+                            step_wide(V, places, n, c, y)
+                            operator[:, i] = y
+                        advance(operator, n, w, steps, spare, P, Q)
+                    else:
+                        for _ in range(steps):
+                            step_wide(V, places, n, c, w)
                     for i in range(n):
                         w[i] *= unit
                 else:

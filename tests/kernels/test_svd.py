@@ -193,6 +193,18 @@ def test_triangle_rotations_and_lapack_agree(n, m, steps, rng):
         assert_states(states, X, steps, cutoff, name)
 
 
+@pytest.mark.parametrize(("n", "m"), [(4, 9), (4, 4), (9, 4)])
+def test_very_many_steps_by_the_triangle(n, m, rng):
+    """x(t) = sum of v_i l_i^t goes on as sum of v_i l_i^(t + steps); a step at a time, 2^40 of them would not end."""
+    rates, v = np.array([1 - 1e-7, 0.9, -0.5, 0.3]), np.linalg.qr(rng.normal(size=(n, 4)))[0] * np.geomspace(1, 1e-4, 4)
+    source, cutoff = blocks_of((v @ rates[:, None] ** np.arange(m + 1)).T[:, None]), ("relative", 1e-12)
+    for steps in (1000, 10**6, 2**40):
+        state, route = cpu._predict_exactly(source, steps, cutoff)
+        assert route == [QR]
+        np.testing.assert_allclose(state[0], v[:, 0] * rates[0] ** (m + steps), rtol=0, atol=1e-5)
+        assert steps < 2**40 or np.abs(state).max() < 1e-300
+
+
 def test_nothing_to_say(rng):
     X = rng.normal(size=(6, 9))
     X[3, 2] = np.nan
