@@ -94,6 +94,25 @@ __device__ inline void measure(const Exact& e, int order) {
   __syncthreads();
 }
 
+// Makes the columns of W that count, orthogonal up to rounding of the longest, so to their own: svd.orthonormalize says
+// why. A column, the longest first, is taken out of all shorter ones, a warp each.
+__device__ inline void orthogonalize(const Exact& e) {
+  const int lane = threadIdx.x % WARP;
+  for (int k = 0; k < e.found.rank; ++k) {
+    const double* const x = e.column(e.place[k]);
+    for (int j = k + 1 + threadIdx.x / WARP; j < e.found.rank; j += blockDim.x / WARP) {
+      double* const y = e.W + static_cast<long long>(e.place[j]) * e.length;
+      double along = 0.0;
+#pragma unroll 1  // registers are dearer
+      for (int i = lane; i < e.length; i += WARP) along = fma(x[i], y[i], along);
+      along = warp_sum(along) / e.squares[k];
+#pragma unroll 1
+      for (int i = lane; i < e.length; i += WARP) y[i] = fma(-along, x[i], y[i]);
+    }
+    __syncthreads();
+  }
+}
+
 // Fills an Exact from a block and says what its singular values do; the rounds are those of `jacobi`, a warp a pair.
 template <class T>
 __device__ void decompose(const Block<T>& block, const Problem& p, Exact& e) {
@@ -130,6 +149,7 @@ __device__ void decompose(const Block<T>& block, const Problem& p, Exact& e) {
   sort(e.values, order, e.squares, e.place);
   e.found = judge_values(e.squares, p, e.unit);  // every thread for itself: a few dozen numbers
   if (worked) e.found.edge = true;               // never seen: the columns are not quite orthogonal
+  orthogonalize(e);
 }
 
 }  // namespace fastkoop

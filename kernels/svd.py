@@ -2,8 +2,8 @@
 
 Householder's QR brings a block to a triangle R of order p = min(n, m), whose rows Jacobi rotations make orthogonal
 (Hestenes 1958). A tall F = Q R: the rows become s_i v_i^T, and Q^T x_last, a column beside them, U^T x_last. A wide
-F^T = Q R: the rows become s_i u_i^T, and Q^T Fp^T beside them V^T Fp^T. Where the triangle is proved to have full rank
-at the cutoff, a prediction needs no rotations.
+F^T = Q R: the rows become s_i u_i^T, and Q^T Fp^T beside them V^T Fp^T. Rows that count are then orthonormalized. Where
+the triangle is proved to have full rank at the cutoff, a prediction needs no rotations.
 """
 
 from __future__ import annotations
@@ -104,6 +104,29 @@ def orthogonalize(A, n, width, squares):
 
 
 @jit
+def orthonormalize(A, n, rank, squares):
+    """The first n numbers of rows 0 .. rank of A, orthogonal and falling in length, made orthonormal.
+
+    `orthogonalize` leaves products below rounding of the longest row, which of short rows is much: a solution would err
+    by the square of the condition. Gram and Schmidt's way, longest first, changes F by no more than rounding.
+    """
+    for k in range(rank):
+        size = math.sqrt(squares[k])
+        for i in range(n):
+            A[k, i] /= size
+        for _ in range(2):  # once is enough but for rows that were rounding alone
+            for j in range(k):
+                axpy(-dot(A[j], A[k], n), A[j], A[k], n)
+            size = math.sqrt(dot(A[k], A[k], n))
+            if size == 0.0:
+                break
+            for i in range(n):
+                A[k, i] /= size
+            if size > 0.5:
+                break
+
+
+@jit
 def scale_of(flat, start, time_stride, stride, n, m):
     """The power of two that brings the largest entry of F near 1, 0 if all are zero, NaN if any is not finite."""
     if not is_finite(flat, start, time_stride, stride, n, m + 1):
@@ -193,25 +216,27 @@ def reduce_triangle(
         return ZERO, 0, 0.0, 0.0, 0.0, False
     floor = 0.0 if kind == RELATIVE or kind == SPACING else length * EPS * largest
     rank, threshold, edge = select(squares, order, kind, value, digits, unit, 0.0, resolution[1] * largest, floor)
+    orthonormalize(A, order, rank, squares)
     work = np.empty(order)
     for k in range(rank):
         size = math.sqrt(squares[k])
         if wide:
-            start[k] = dot(A[k], x, n) / size * unit
+            start[k] = dot(A[k], x, n) * unit
             matvec(A, A[k, beside:], rank, n, work)
             for i in range(rank):
-                operator[i, k] = work[i] / math.sqrt(squares[i] * squares[k])
+                operator[i, k] = work[i] / size
             for i in range(n):
-                basis[i, k], lift[i, k] = A[k, i] / size, A[k, beside + i] / size
+                basis[i, k], lift[i, k] = A[k, i], A[k, beside + i] / size
         else:
             start[k] = A[k, beside] * unit
-            work[: m - 1] = A[k, 1:m]
+            for j in range(m - 1):
+                work[j] = A[k, j + 1] * size
             work[m - 1] = A[k, beside]
             matvec(A, work, rank, m, operator[k])
             for i in range(rank):
-                operator[k, i] /= squares[i]
+                operator[k, i] /= math.sqrt(squares[i])
             for i in range(m):
-                basis[i, k] = A[k, i] / squares[k] / unit
+                basis[i, k] = A[k, i] / size / unit
     smallest = math.sqrt(squares[rank - 1]) * unit if rank else 0.0
     return SVD, rank, threshold * unit, largest * unit if rank else 0.0, smallest, edge
 

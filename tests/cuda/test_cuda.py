@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from cases import (
+    EPS64,
     KERNEL_RULES,
     assert_states,
     dying,
@@ -12,6 +13,7 @@ from cases import (
     special_blocks,
     strided_views,
     time_major,
+    with_singular_values,
 )
 from fastkoop.kernels import cpu, cuda_library, launch, reference
 from fastkoop.kernels import cuda as contract
@@ -66,6 +68,22 @@ class TestRules:
         assert words(cuda, factors.route) == ["svd"] * 2
         states = cuda.lift(on(cuda, time_major(X)), cuda.evolve(factors, np.array([2])))[0]
         assert_states(cuda.driver.host(states), X, 2, FULL)
+
+
+    @pytest.mark.parametrize("n, m", [(40, 9), (9, 40), (12, 11), (12, 12), (70, 66)])
+    @pytest.mark.parametrize("condition", [1e7, 1e10])
+    def test_errs_by_the_condition_not_by_its_square(self, cuda, on, n, m, condition):
+        for seed in range(2):
+            rng = np.random.default_rng(seed)
+            F = with_singular_values(rng, n, m, np.geomspace(1, 1 / condition, min(n, m)))
+            X = np.c_[F, F @ rng.normal(size=m) / np.sqrt(m)]
+            data, rule = on(cuda, time_major(X[None])), ("relative", 1e-14)
+            factors, expected = cuda.fit(data, rule), reference.predict(X, 1, rule)
+            assert words(cuda, factors.route) == ["svd"]
+            states = cuda.lift(data, cuda.evolve(factors, np.array([1])))[0], cuda.predict(data, 1, rule)[0]
+            for state in states:
+                error = np.linalg.norm(cuda.driver.host(state)[0] - expected)
+                assert error <= 32 * EPS64 * condition * np.linalg.norm(expected - X[:, -1])
 
 
 class TestSpecialBlocks:

@@ -3,11 +3,14 @@ c (1 -+ d) of the one asked for, and `edge` says where that band holds a singula
 
 import functools
 import itertools
+import sys
 
 import mpmath
 import numpy as np
 import pytest
 import torch
+from cases import with_singular_values
+from fastkoop.kernels import cpu
 from fastkoop.kernels.plan import resolution
 
 import fastkoop as fk
@@ -168,3 +171,21 @@ def test_edge_follows_a_cutoff_across_every_singular_value(n, m, seed, dtype):
         op = fk.fit(X, cutoff=between)
         if np.abs(off(s / s[0], between, str(op.route), n, m, dtype)).min() > 4:
             assert not op.edge and op.rank == k
+
+
+@pytest.mark.parametrize(("n", "m"), [(60, 8), (8, 60), (12, 12)])
+@pytest.mark.parametrize("condition", [1e7, 1e9, 1e11])
+@pytest.mark.parametrize("order", [96, 0], ids=["Numba", "LAPACK"])
+def test_beyond_the_tolerance_the_condition_says_how_much(n, m, condition, order, monkeypatch):
+    """No float64 algorithm does better: data that differ by rounding have answers as far apart."""
+    for module in (sys.modules["fastkoop.kernels.plan"], cpu):
+        monkeypatch.setattr(module, "KERNEL_ORDER", order)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        F = with_singular_values(rng, n, m, np.geomspace(1, 1 / condition, min(n, m)))
+        X = np.c_[F, F @ rng.normal(size=m) / np.sqrt(m)]
+        op, expected = fk.fit(X, cutoff=1e-14), Exact(X).states(min(n, m), 1)[0]
+        assert op.route == "svd" and 0.5 < op.condition / condition < 2
+        allowed = resolution(n, m, np.float64).svd * condition * np.linalg.norm(expected - X[:, -1])
+        for got in (op.predict(1), fk.predict(X, 1, cutoff=1e-14)):
+            assert np.linalg.norm(got - expected) <= allowed

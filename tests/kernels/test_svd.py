@@ -49,6 +49,20 @@ def test_orthogonal_rows(n, rng):
         np.testing.assert_allclose(np.sqrt(squares), np.sort(values)[::-1], rtol=0, atol=64 * EPS64)
 
 
+@pytest.mark.parametrize("n", [2, 3, 8, 31, 96])
+@pytest.mark.parametrize("low", [1e-3, 1e-9, 1e-13, 1e-40])
+def test_orthonormal_rows(n, low, rng):
+    """To their own rounding, however short they were; moved by no more than rounding of the longest."""
+    A = with_singular_values(rng, n, n, np.geomspace(1, low, n))
+    rotated, squares = tile(A), np.empty(n)
+    assert svd.orthogonalize(rotated, n, n, squares)
+    rows, rank = rotated.copy(), int((squares > 0).sum())
+    svd.orthonormalize(rotated, n, rank, squares)
+    U, s = rotated[:rank, :n], np.sqrt(squares[:rank])
+    np.testing.assert_allclose(U @ U.T, np.eye(rank), rtol=0, atol=16 * EPS64 * np.sqrt(n))
+    np.testing.assert_allclose(s[:, None] * U, rows[:rank, :n], rtol=0, atol=16 * EPS64)
+
+
 @pytest.mark.parametrize(("n", "m"), [(12, 5), (5, 12), (10, 10), (60, 14)])
 def test_values_within_the_bound(n, m):
     for seed in range(4):
