@@ -340,6 +340,8 @@ class Cuda:
                 f"coefficients: expected (B, k, q) with B = {math.prod(rows.shape[1:-1])} and q <= {len(rows)} rows, "
                 f"got {coefficients.shape}"
             )
+        if not q:  # rank 0
+            return self.xp.zeros((states, B, rows.shape[-1]), rows.dtype)
         out = self.xp.empty((states, B, rows.shape[-1]), rows.dtype)
         if 8 * STATES * q > self.device.shared:
             return cuda_library.combine(rows, coefficients, out)

@@ -67,6 +67,13 @@ def test_bad_blocks_are_named_when_asked(door, rng):
         op.check()
 
 
+def test_walks_of_rank_zero(door):
+    """Large blocks keep as many coordinates as the largest rank: none."""
+    op = fk.fit(np.zeros((2, 90, 71), np.float32))
+    walk = op.walk()
+    assert not walk.step().any() and not walk.step(3, ahead=4).any() and not op.matrix().any()
+
+
 @pytest.fixture(params=["cupy", "torch"])
 def real(request):
     """(framework, to the device, to the host)."""
