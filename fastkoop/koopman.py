@@ -43,7 +43,9 @@ def fit(
         check_finite: False lets NaN and infinity pass through their own block; on a CUDA device, which is
             not waited for, they do until `check` is called.
         refine: True answers every block by the SVD of F itself, with an error that grows with the
-            condition number instead of its square; otherwise only where the Gram matrix cannot tell.
+            condition number instead of its square: by a hundred times and more where a Gram matrix just
+            suffices. A step of iterative refinement would buy as much there, and nothing where the
+            cutoff drops singular values. Otherwise only blocks of which the Gram matrix cannot tell.
 
     Returns:
         KoopmanOperator.

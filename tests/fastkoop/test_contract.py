@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import with_singular_values
 from fastkoop.kernels import cpu
-from fastkoop.kernels.plan import resolution
+from fastkoop.kernels.plan import ROUTES, resolution
 
 import fastkoop as fk
 from fastkoop import cutoff as rules
@@ -79,6 +79,32 @@ class Exact:
                 x = self.Fp * (c if self.tall else self.F.T * c)
                 found.append(np.array([float(value) for value in x]))
             return found
+
+    def far(self, rank, steps):
+        """K^steps x_last, and how far each state on the way there lies from x_last, all summed.
+
+        By squaring the `rank` x `rank` operator in 60 digits; the distances by 60-digit eigenvalues in float64.
+        """
+        with mpmath.workdps(60):
+            order = len(self.squares)
+            keep = range(order - 1, order - rank - 1, -1)
+            V = mpmath.matrix([[self.V[i, k] for k in keep] for i in range(order)])
+            roots = [mpmath.sqrt(self.squares[k]) for k in keep]
+            scaled = V * mpmath.diag([1 / root for root in roots])
+            U = self.F * scaled if self.tall else V
+            lift = self.Fp * (scaled if self.tall else self.F.T * (scaled * mpmath.diag([1 / root for root in roots])))
+            operator, start = U.T * lift, U.T * self.columns[-1]
+            y, power, left = start, operator, steps - 1
+            while left:
+                y = power * y if left & 1 else y
+                power, left = power * power, left >> 1
+            last, state = (np.array([float(value) for value in x]) for x in (self.columns[-1], lift * y))
+            lift, operator, y = (np.array(x.tolist(), np.float64) for x in (lift, operator, start))
+            moved = 0.0
+            for _ in range(steps):
+                moved += np.linalg.norm((lift @ y)[:, 0] - last)
+                y = operator @ y
+            return state, moved
 
 
 @functools.cache
@@ -173,6 +199,75 @@ def test_edge_follows_a_cutoff_across_every_singular_value(n, m, seed, dtype):
             assert not op.edge and op.rank == k
 
 
+@pytest.mark.parametrize("rule", ["array_api", "jax", 3e-2, fk.Rank(3)], ids=str)
+@pytest.mark.parametrize(("n", "m"), SHAPES)
+def test_many_steps(rule, n, m, dtype):
+    """400 steps: by repeated squaring where that is less work, a step at a time where not."""
+    X, oracle = trajectory(n, m, 0, dtype.name), exact(n, m, 0, dtype.name)
+    op = fk.fit(X, cutoff=rule)
+    assert not op.edge
+    expected, moved = oracle.far(int(op.rank), 400)
+    assert 0.0 < moved < 1e30
+    for got in (fk.predict(X, 400, cutoff=rule), op.predict(400), op.walk().step(400)):
+        allowance = TOLERANCE[dtype.name] * moved + np.finfo(dtype).eps * np.linalg.norm(expected)
+        assert np.linalg.norm(got.astype(np.float64) - expected) <= allowance
+
+
+@pytest.mark.parametrize("rule", ["array_api", "jax", 3e-2, fk.Rank(3), fk.Energy(0.9999)], ids=str)
+@pytest.mark.parametrize(("n", "m"), SHAPES)
+def test_blas_and_lapack_keep_the_contract_too(rule, n, m, dtype, monkeypatch):
+    """The routes of blocks too large for 60 digits, on these."""
+    for module in (sys.modules["fastkoop.kernels.plan"], cpu):
+        monkeypatch.setattr(module, "KERNEL_ORDER", 0)
+    whole = TestEveryRule()
+    whole.test_rank(rule, n, m, 0, dtype)
+    for steps in (1, 25):
+        whole.test_states(rule, n, m, 0, dtype, steps)
+    if rule in COMPARING:
+        test_edge_is_raised_where_it_should_be(rule, n, m, 0, dtype)
+
+
+@pytest.mark.parametrize(("n", "m"), [(60, 6), (6, 60), (785, 32), (130, 110)])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_gram_matrix_answers_where_its_resolution_suffices(n, m, dropped, dtype, rng):
+    """Down to the documented conditioning, and no further; what is dropped counts by the threshold instead."""
+    least, p = resolution(n, m, dtype).least ** 0.5, min(n, m)
+    for factor, gram in ((1.5, True), (0.6, False)):
+        low = factor * least
+        values = np.r_[np.geomspace(1, 1.2 * low, p - 1), 1e-2 * low if dropped else 1.2 * low]
+        F = with_singular_values(rng, n, m, values).astype(dtype)
+        X = np.c_[F, F[:, :1] + F[:, 1:2]]
+        cutoff = low if dropped else low / 3
+        op = fk.fit(X, cutoff=cutoff)
+        assert op.rank == p - dropped
+        assert op.route == ("eigen" if gram else "svd")
+        route = ROUTES[fk.kernels.predict(X.T, 1, ("relative", cutoff))[1][0]]
+        assert route in (("cholesky", "eigen") if gram else ("qr", "svd"))
+        assert (route == "cholesky") <= (not dropped)
+
+
+@pytest.mark.parametrize(("n", "m", "rank"), [(60, 8, 8), (60, 8, 4), (8, 60, 8), (8, 60, 4)])
+def test_refining_buys_digits(n, m, rank):
+    """Where a Gram matrix just suffices its error is the square of the conditioning; the SVD's is the conditioning.
+
+    A step of refinement with residuals of the data would buy as much where all counts, but nothing where the cutoff
+    drops some: there it is the kept vectors that are turned.
+    """
+    low, errors = 1.5 * resolution(n, m, np.float64).least ** 0.5, []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        values = np.r_[np.geomspace(1, low, rank), np.geomspace(low / 20, low / 1000, min(n, m) - rank)]
+        F = with_singular_values(rng, n, m, values)
+        X = np.c_[F, F @ rng.normal(size=m) / np.sqrt(m)]
+        expected = Exact(X).states(rank, 1)[0]
+        ops = [fk.fit(X, cutoff=low / 1.4, refine=refine) for refine in (False, True)]
+        assert [str(op.route) for op in ops] == ["eigen", "svd"] and ops[0].rank == ops[1].rank == rank
+        errors.append([np.linalg.norm(op.predict(1) - expected) / np.linalg.norm(expected - X[:, -1]) for op in ops])
+    plain, refined = np.median(errors, axis=0)
+    assert refined <= 8 * 2.0**-52 / low
+    assert refined <= plain / 10
+
+
 @pytest.mark.parametrize(("n", "m"), [(60, 8), (8, 60), (12, 12)])
 @pytest.mark.parametrize("condition", [1e7, 1e9, 1e11])
 @pytest.mark.parametrize("order", [96, 0], ids=["Numba", "LAPACK"])
@@ -189,3 +284,18 @@ def test_beyond_the_tolerance_the_condition_says_how_much(n, m, condition, order
         allowed = resolution(n, m, np.float64).svd * condition * np.linalg.norm(expected - X[:, -1])
         for got in (op.predict(1), fk.predict(X, 1, cutoff=1e-14)):
             assert np.linalg.norm(got - expected) <= allowed
+
+
+@pytest.mark.parametrize(("n", "m"), [(60, 6), (6, 60)])
+@pytest.mark.parametrize(("at", "apart"), [(0.1, 1e-6), (0.01, 1e-5)])
+def test_pinv_at_a_narrow_gap(n, m, at, apart, rng):
+    """Singular values on both sides of the cutoff, too close for a Gram matrix: the inverse of the right ones alone."""
+    F = with_singular_values(rng, n, m, np.array([1, 0.7, 0.5, at * (1 + apart), at * (1 - apart), at / 10]))
+    oracle = Exact(np.c_[F, F[:, :1]])
+    with mpmath.workdps(60):
+        V = mpmath.matrix([[oracle.V[i, k] for k in range(5, 1, -1)] for i in range(6)])
+        inverse = V * mpmath.diag([1 / oracle.squares[k] for k in range(5, 1, -1)]) * V.T
+        exactly = np.array((inverse * oracle.F.T if oracle.tall else oracle.F.T * inverse).tolist(), np.float64)
+    error = np.linalg.norm(fk.pinv(F, cutoff=at) - exactly) / np.linalg.norm(exactly)
+    assert error <= resolution(n, m, np.float64).svd / (2 * at * apart)
+    assert error < 1e-3

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import EPS64, blocks, graded, orbit, orthogonal, sensitivity, time_major, with_singular_values
-from fastkoop.kernels import reference
+from cases import EPS64, blocks, graded, orbit, orthogonal, sensitivity, with_singular_values
 from fastkoop.kernels.plan import resolution
 
 import fastkoop as fk
@@ -366,18 +365,6 @@ class TestErrors:
         ):
             with pytest.raises(error, match=text):
                 call()
-
-
-def test_refine_answers_by_the_svd(rng):
-    """Conditioning that float64 squares still resolve, but less well than the SVD."""
-    X = graded(rng, 60, 5, low=5e-3)
-    expected = reference.predict(X, 1, ("relative", 1e-6))
-    plain, fine = fk.fit(X, cutoff=1e-6), fk.fit(X, cutoff=1e-6, refine=True)
-    assert (plain.route, fine.route) == ("eigen", "svd")
-    error = [np.linalg.norm(op.predict(1) - expected) for op in (plain, fine)]
-    assert error[1] <= 1e-12 * np.linalg.norm(expected)
-    assert error[0] <= 1e-9 * np.linalg.norm(expected)
-    assert time_major(X).shape == (6, 60)
 
 
 def test_neighbours_of_a_higher_rank_change_no_bit(dtype, rng):
