@@ -223,10 +223,10 @@ class KoopmanOperator:
 
     def _rows(self, lift, coordinates):
         """(B, n, k) float64 from coordinates (B, k, r): Fp lift (tall) or lift (wide) applied to them."""
-        coefficients = self._xp.ascontiguousarray(coordinates @ lift.transpose(0, 2, 1))
+        rows = self._combine(lift.transpose(2, 0, 1), coordinates)
         if self._n <= len(self._X) - 1:
-            return coefficients.transpose(0, 2, 1)
-        return self._combine(self._X[1:], coefficients)
+            return rows
+        return self._combine(self._X[1:], self._xp.ascontiguousarray(rows.transpose(0, 2, 1)))
 
     def _combine(self, snapshots, coefficients):
         """(B, n, k) float64 sums over snapshots, with bits that do not depend on a small block's neighbours."""
@@ -324,19 +324,23 @@ class KoopmanOperator:
         last = self._X[-1].reshape(-1, self._n)
         before = self._X[-2].reshape(-1, self._n)
         if self._n > len(self._X) - 1:
-            # x_(m-1) = F e, so U^T x_(m-1) = S V^T e; columns of the basis V S^-1 have norm 1/s
-            basis = self._factors.basis
-            size = xp.abs(basis).max(axis=1)
+            # x_(m-1) = F e, so U^T x_(m-1) = S V^T e; rows of the basis (V S^-1)^T have norm 1/s
+            basis = xp.ascontiguousarray(self._factors.basis.transpose(0, 2, 1))
+            size = xp.abs(basis).max(axis=2)
             size[size == 0.0] = 1.0  # past a block's rank
-            norm = xp.linalg.norm(basis / size[:, None], axis=1)
-            y = basis[:, -1] / size / xp.where(norm == 0.0, 1.0, norm) ** 2 / size
-            coefficients = xp.einsum("bqr,br->bq", self._factors.lift, y)
+            norm = xp.linalg.norm(basis / size[..., None], axis=2)
+            y = basis[..., -1] / size / xp.where(norm == 0.0, 1.0, norm) ** 2 / size
+            coefficients = self._sums(self._factors.lift.transpose(2, 0, 1), y)
             coefficients[:, -1] -= 1.0  # x_m = Fp e: the miss itself is combined, not its two large terms
-            miss = self.backend.combine(self._X[1:], coefficients[:, None])[0]
+            miss = self._sums(self._X[1:], coefficients)
         else:
-            y = xp.einsum("bnr,bn->br", self._factors.basis, before)
-            miss = xp.einsum("bnr,br->bn", self._factors.lift, y) - last
+            y = self._sums(self._factors.basis.transpose(1, 0, 2), before.astype(np.float64))
+            miss = self._sums(self._factors.lift.transpose(2, 0, 1), y) - last
         return _relative(xp, miss, before, last)
+
+    def _sums(self, rows, coefficients):
+        """Sums over rows (q, ..., k) with coefficients (B, q): (B, k), with bits of the block's own."""
+        return self.backend.combine(rows, coefficients[:, None])[0]
 
     @property
     def holdout(self):

@@ -308,11 +308,28 @@ def combine(rows: np.ndarray | Blocks, coefficients: np.ndarray, *, products: bo
         )
     out = aligned_empty((states, B, source.n), source.dtype)
     if products and states >= LIBRARY_STATES and q >= LIBRARY_ROWS:
-        for b in range(B):
-            library.combine(source.block(b), coefficients[b], out[:, b])
+        _combine_large(source, coefficients, out)
     else:
         over_blocks(blocks.combine_range, B, out.size * q, *source[:5], q, np.ascontiguousarray(coefficients), out)
     return out
+
+
+def _combine_large(source: Blocks, coefficients: np.ndarray, out: np.ndarray) -> None:
+    """`combine` by BLAS where a block has the states and rows for it, zeros at the ends not counted.
+
+    Those are other blocks' ranks; products with them would be the same sums, but perhaps in another order.
+    """
+    for b, block in enumerate(coefficients):
+        states, rows = (int(used.nonzero()[0].max(initial=-1)) + 1 for used in (block.any(axis=1), block.any(axis=0)))
+        own = np.ascontiguousarray(block[:states, :rows])
+        out[states:, b] = 0.0
+        if states >= LIBRARY_STATES and rows >= LIBRARY_ROWS:
+            library.combine(source.block(b)[:rows], own, out[:states, b])
+        else:
+            alone = source.only(np.array([b]))
+            part = np.empty((states, 1, source.n), source.dtype)
+            over_blocks(blocks.combine_range, 1, part.size * rows, *alone[:5], rows, own[None], part)
+            out[:states, b] = part[:, 0]
 
 
 @_quiet

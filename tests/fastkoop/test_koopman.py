@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from cases import EPS64, blocks, graded, orbit, orthogonal, sensitivity, with_singular_values
+from cases import EPS64, blocks, dying, graded, orbit, orthogonal, sensitivity, with_singular_values
 from fastkoop.kernels.plan import resolution
 
 import fastkoop as fk
+
+REPORTS = (
+    "rank", "threshold", "condition", "residual", "holdout", "spectral_radius", "eigenvector_condition", "edge",
+    "route",
+)  # fmt: skip
 
 
 def run(A, x, count):
@@ -367,12 +372,32 @@ class TestErrors:
                 call()
 
 
-def test_neighbours_of_a_higher_rank_change_no_bit(dtype, rng):
-    """Walks, matrices and modes, too, depend on a block's own problem alone."""
-    low = np.stack([orbit(rng, 3, 70, np.float64)] * 1)[0]
-    low = (rng.normal(size=(100, 3)) @ low).astype(dtype)
-    pair = np.stack([low, orbit(rng, 100, 70, dtype)])
-    alone, beside = fk.fit(low[None], cutoff=1e-5), fk.fit(pair, cutoff=1e-5)
-    assert alone.rank[0] < beside.rank[1]
-    np.testing.assert_array_equal(alone.walk().step()[0], beside.walk().step()[0])
-    np.testing.assert_array_equal(alone.matrix()[0], beside.matrix()[0])
+@pytest.mark.parametrize("options", [{}, {"stabilize": "clip", "refine": True}], ids=str)
+@pytest.mark.parametrize(("n", "m"), [(40, 9), (9, 40), (200, 33), (90, 70), (70, 90), (120, 100), (100, 120)])
+def test_neighbours_change_no_bit(n, m, options, dtype, rng):
+    """States, walks, reports, spectra and matrices of a block depend on it alone: not on its neighbours' ranks, nor on
+    its place among them."""
+    low = rng.normal(size=(n, max(1, min(n, m) // 3))) @ rng.normal(size=(max(1, min(n, m) // 3), m + 1))
+    X = np.stack([
+        low, orbit(rng, n, m, decay=1.01), graded(rng, n, m, low=1e-3), np.zeros((n, m + 1)),
+        np.repeat(low[:, :1], m + 1, axis=1), dying(rng, n, m, np.float64),
+    ]).astype(dtype)  # fmt: skip
+
+    def told(op):
+        walk = op.walk()
+        states = [op.predict([1, 2, 5, 7]), op.predict(range(40)), walk.step(2), walk.step(3, ahead=2)]
+        return [*states, op.matrix(), op.eigenvalues, op.modes, *(getattr(op, name) for name in REPORTS)]
+
+    def same(some, at, other, there):
+        for a, b in zip(some, other, strict=True):
+            a, b = a[at], b[there]
+            r = min(a.shape[-1:], b.shape[-1:])  # eigenvalues and modes end with the batch's largest rank
+            np.testing.assert_array_equal(a[..., : r[0]] if r else a, b[..., : r[0]] if r else b)
+
+    options = options | {"cutoff": 1e-4, "check_finite": False}
+    together, place = told(fk.fit(X, **options)), rng.permutation(len(X))
+    moved = told(fk.fit(X[place], **options))
+    for b in range(len(X)):
+        alone = told(fk.fit(X[b : b + 1], **options))
+        same(alone, 0, together, b)
+        same(alone, 0, moved, int(np.flatnonzero(place == b)[0]))
