@@ -115,6 +115,12 @@ def _cupy(name: str, what: str):
     return cupy
 
 
+def check_floating(x, name: str) -> None:
+    """Refuse a JAX array, traced or not, of a dtype that is not computed with."""
+    if str(x.dtype) not in HALVES:
+        _checked(x, name)
+
+
 def _checked(x, name: str):
     if x.dtype not in FLOATS:
         raise TypeError(
@@ -129,6 +135,17 @@ def _from_torch(x, name: str) -> np.ndarray:
     return _detached(x, name).resolve_neg().numpy()
 
 
+def refuse_gradient(x, name: str) -> None:
+    """Refuse a tensor whose gradient autograd would want."""
+    import torch
+
+    if x.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            f"{name}: the tensor requires grad and FastKoop has no gradient; pass {name}.detach(), "
+            "or call under torch.no_grad()"
+        )
+
+
 def _detached(x, name: str):
     """The tensor itself, out of autograd's sight."""
     import torch
@@ -137,11 +154,7 @@ def _detached(x, name: str):
         raise TypeError(
             f"{name}: expected a tensor on the CPU or on a CUDA device, got one on {x.device}; pass {name}.cpu()"
         )
-    if x.requires_grad and torch.is_grad_enabled():
-        raise TypeError(
-            f"{name}: the tensor requires grad and FastKoop has no gradient; pass {name}.detach(), "
-            "or call under torch.no_grad()"
-        )
+    refuse_gradient(x, name)
     if x.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {x.layout}; pass {name}.to_dense()")
     if x.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):

@@ -81,6 +81,15 @@ def snapshots(shape: tuple[int, ...], time_axis: int) -> int:
     return axis
 
 
+def matrices(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`shape` if it is one of matrices (..., n, m) with entries."""
+    if len(shape) < 2:
+        raise InputError(f"F: expected at least 2 dimensions (..., n, m), got shape {shape}")
+    if shape[-2] < 1 or shape[-1] < 1:
+        raise InputError(f"F: expected matrices of at least 1 x 1, got shape {shape}")
+    return shape
+
+
 def overflow(block: int, blocks: int, batch: tuple[int, ...], dtype) -> str:
     """The warning for `blocks` blocks, `block` the first, whose states no longer fit their dtype."""
     where = f"block {tuple(int(i) for i in np.unravel_index(block, batch))}" if batch else "its only block"

@@ -59,33 +59,17 @@ class Energy:
             raise InputError(f"Energy(share): expected 0 < share <= 1, got {self.share}")
 
 
-def resolve(cutoff, n: int, m: int, dtype) -> tuple[str, float]:
-    """The (kind, value) pair that kernels/ take, for blocks of n weights and m columns.
-
-    >>> kind, value = resolve("jax", 785, 1875, np.float32)
-    >>> kind, f"{value:.1e}"
-    ('relative', '2.2e-03')
-    """
-    eps = float(np.finfo(dtype).eps)
-    if isinstance(cutoff, Rank):
-        return "rank", float(cutoff.k)
-    if isinstance(cutoff, Energy):
-        return "energy", float(cutoff.share)
+def checked(cutoff):
+    """`cutoff` if it is a rule."""
+    if isinstance(cutoff, (Rank, Energy)):
+        return cutoff
     if isinstance(cutoff, str):
-        rules = {
-            "array_api": ("relative", max(n, m) * eps),
-            "matlab": ("spacing", float(max(n, m))),
-            "numpy": ("relative", 1e-15),
-            "jax": ("relative", 10 * max(n, m) * eps),
-        }
-        if cutoff in rules:
-            return rules[cutoff]
-        if cutoff == "svht":
-            return "median", hard_threshold(min(n, m) / max(n, m))
-        raise InputError(
-            f"cutoff: expected one of {', '.join(map(repr, NAMES))}, a number, Rank(k) or Energy(share), "
-            f"got {cutoff!r}"
-        )
+        if cutoff not in NAMES:
+            raise InputError(
+                f"cutoff: expected one of {', '.join(map(repr, NAMES))}, a number, Rank(k) or Energy(share), "
+                f"got {cutoff!r}"
+            )
+        return cutoff
     if isinstance(cutoff, bool) or not isinstance(cutoff, (int, float, np.integer, np.floating)):
         raise TypeError(
             f"cutoff: expected a name, a number, Rank(k) or Energy(share), got {cutoff!r} "
@@ -93,7 +77,31 @@ def resolve(cutoff, n: int, m: int, dtype) -> tuple[str, float]:
         )
     if not (math.isfinite(cutoff) and cutoff >= 0):
         raise InputError(f"cutoff: expected a finite number >= 0, relative to the largest, got {cutoff}")
-    return "relative", float(cutoff)
+    return cutoff
+
+
+def resolve(cutoff, n: int, m: int, dtype) -> tuple[str, float]:
+    """The (kind, value) pair that kernels/ take, for blocks of n weights and m columns.
+
+    >>> kind, value = resolve("jax", 785, 1875, np.float32)
+    >>> kind, f"{value:.1e}"
+    ('relative', '2.2e-03')
+    """
+    cutoff, eps = checked(cutoff), float(np.finfo(dtype).eps)
+    if isinstance(cutoff, Rank):
+        return "rank", float(cutoff.k)
+    if isinstance(cutoff, Energy):
+        return "energy", float(cutoff.share)
+    if not isinstance(cutoff, str):
+        return "relative", float(cutoff)
+    if cutoff == "svht":
+        return "median", hard_threshold(min(n, m) / max(n, m))
+    return {
+        "array_api": ("relative", max(n, m) * eps),
+        "matlab": ("spacing", float(max(n, m))),
+        "numpy": ("relative", 1e-15),
+        "jax": ("relative", 10 * max(n, m) * eps),
+    }[cutoff]
 
 
 @functools.lru_cache(maxsize=256)

@@ -81,14 +81,15 @@ def predict(X, steps, *, cutoff="array_api", time_axis=-1, check_finite=True, ou
     >>> predict(X, 3) / X[:, -1]                       # 0.5^3 and 0.9^3
     array([0.125, 0.729])
     """
-    if traced.torch_compiles(X):
-        traced.refuse_out(out)
-        return sys.modules["torch"].ops.fastkoop.predict(X, steps, rules.describe(cutoff), time_axis, check_finite)
-    if traced.jax_traces(X):
-        traced.refuse_out(out)
-        options = {"cutoff": cutoff, "time_axis": time_axis, "check_finite": check_finite}
-        return traced.by_callback(lambda X: predict(X, steps, **options), X, traced.moved(X.shape, time_axis))
-    traced.register(predict, pinv)
+    if traced.torch_compiles(X) or traced.jax_traces(X):
+        traced.refuse(X, out, "X")
+        axis = checks.snapshots(tuple(X.shape), time_axis)
+        steps, cutoff = checks.integer("steps", steps, least=0), rules.checked(cutoff)
+        if traced.torch_compiles(X):
+            return sys.modules["torch"].ops.fastkoop.predict(X, steps, rules.describe(cutoff), axis, check_finite)
+        options = {"cutoff": cutoff, "time_axis": axis - len(X.shape), "check_finite": check_finite}
+        return traced.by_callback(lambda X: predict(X, steps, **options), X, traced.moved(X.shape, axis), "X")
+    traced.register()
     source = arrays.read(X)
     snapshots = time_major(source.data, time_axis)
     steps = checks.integer("steps", steps, least=0)
@@ -132,19 +133,17 @@ def pinv(F, *, cutoff="array_api", check_finite=True, out=None):
     array([[1., 0.],
            [0., 1.]])
     """
-    if traced.torch_compiles(F):
-        traced.refuse_out(out)
-        return sys.modules["torch"].ops.fastkoop.pinv(F, rules.describe(cutoff), check_finite)
-    if traced.jax_traces(F):
-        traced.refuse_out(out)
+    if traced.torch_compiles(F) or traced.jax_traces(F):
+        traced.refuse(F, out, "F")
+        checks.matrices(tuple(F.shape))
+        cutoff = rules.checked(cutoff)
+        if traced.torch_compiles(F):
+            return sys.modules["torch"].ops.fastkoop.pinv(F, rules.describe(cutoff), check_finite)
         options = {"cutoff": cutoff, "check_finite": check_finite}
-        return traced.by_callback(lambda F: pinv(F, **options), F, traced.turned(F.shape))
+        return traced.by_callback(lambda F: pinv(F, **options), F, traced.turned(F.shape), "F")
+    traced.register()
     source = arrays.read(F, "F")
-    if source.data.ndim < 2:
-        raise checks.InputError(f"F: expected at least 2 dimensions (..., n, m), got shape {source.data.shape}")
-    *batch, n, m = source.data.shape
-    if n < 1 or m < 1:
-        raise checks.InputError(f"F: expected matrices of at least 1 x 1, got shape {source.data.shape}")
+    *batch, n, m = checks.matrices(source.data.shape)
     rule = rules.resolve(cutoff, n, m, source.data.dtype)
     target = arrays.check_out(out, (*batch, m, n), source)
     columns = source.data.transpose(len(batch) + 1, *range(len(batch) + 1))

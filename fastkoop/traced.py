@@ -1,8 +1,9 @@
 """predict and pinv inside code that is being traced: torch.compile sees one operator, jax.jit one callback.
 
 Neither looks into the kernels. PyTorch runs the operator where the tensor lives; JAX calls back to the host, so that
-an array on a device travels there and back. There is no gradient in either. The operators are registered when
-fastkoop is imported after PyTorch, or else by the first tensor that it sees.
+an array on a device travels there and back. There is no gradient in either, and what shapes and arguments tell is an
+error while tracing. The operators are registered by the first of fastkoop's imports and calls that finds PyTorch
+imported, also by one that is being compiled.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ from collections.abc import Callable
 
 import numpy as np
 
+from . import arrays
 from . import cutoff as rules
 from .checks import InputError
 
+_functions: list[Callable] = []  # linalg's predict and pinv
 _registered = False
 
 
 def torch_compiles(x) -> bool:
     """Whether x is a tensor that torch.compile is looking at."""
     torch = sys.modules.get("torch")
-    return _registered and torch is not None and isinstance(x, torch.Tensor) and torch.compiler.is_compiling()
+    if torch is None or not isinstance(x, torch.Tensor) or not torch.compiler.is_compiling():
+        return False
+    register()
+    return True
 
 
 def jax_traces(x) -> bool:
@@ -30,10 +36,14 @@ def jax_traces(x) -> bool:
     return jax is not None and isinstance(x, jax.core.Tracer)
 
 
-def refuse_out(out) -> None:
-    """Traced code has no memory to write to yet."""
+def refuse(x, out, name: str) -> None:
+    """Traced code has no memory to write to yet, and no gradient of ours; x is a tensor or a JAX array."""
     if out is not None:
         raise InputError("out: not available inside torch.compile or jax.jit; use the returned array")
+    if jax_traces(x):
+        arrays.check_floating(x, name)
+    else:
+        arrays.refuse_gradient(x, name)
 
 
 def moved(shape: tuple[int, ...], time_axis: int) -> tuple[int, ...]:
@@ -47,21 +57,35 @@ def turned(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-2], shape[-1], shape[-2])
 
 
-def by_callback(function: Callable, x, shape: tuple[int, ...]):
-    """function(x) on the host while x is traced by JAX; vmap calls it once an entry."""
+def by_callback(function: Callable, x, shape: tuple[int, ...], name: str):
+    """function(x) on the host while x is traced by JAX; vmap makes its axis the first of the batch, in one call."""
     import jax
 
     result = jax.ShapeDtypeStruct(shape, x.dtype)
-    return jax.pure_callback(lambda x: np.asarray(function(np.asarray(x))), result, x, vmap_method="sequential")
+
+    @jax.custom_jvp
+    def call(x):
+        return jax.pure_callback(lambda x: np.asarray(function(np.asarray(x))), result, x, vmap_method="expand_dims")
+
+    @call.defjvp
+    def _(primals, tangents):
+        raise TypeError(
+            f"{name}: a gradient is asked for and FastKoop has none; pass jax.lax.stop_gradient({name})"
+        )
+
+    return call(x)
 
 
-def register(predict: Callable, pinv: Callable) -> None:
-    """torch.ops.fastkoop.predict and .pinv, once, if PyTorch is there; the functions are linalg's."""
+def register(*functions: Callable) -> None:
+    """torch.ops.fastkoop.predict and .pinv, once, if PyTorch is there; linalg gives its functions, others none."""
     global _registered
+    _functions.extend(functions)
     if _registered or "torch" not in sys.modules:
         return
     _registered = True
     import torch
+
+    predict, pinv = _functions
 
     schema = "(Tensor X, int steps, str cutoff, int time_axis, bool check_finite) -> Tensor"
 
@@ -82,3 +106,7 @@ def register(predict: Callable, pinv: Callable) -> None:
     @pseudo_inverse.register_fake
     def _(F, cutoff, check_finite):
         return F.new_empty(turned(F.shape))
+
+
+# What torch.compiler.assume_constant_result sets, which would take importing PyTorch: called by its tracer, not traced.
+register._dynamo_marked_constant = True
