@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
 
@@ -25,6 +26,14 @@ def integer(name: str, value, *, least: int, cure: str = "") -> int:
     if number >= 2**63:
         raise InputError(f"{name}: expected an integer < 2**63, got {number}")
     return number
+
+
+def real(value) -> float:
+    """A number as a float; an integer beyond all floats is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def choice(name: str, value, options: Iterable[str]) -> str:
@@ -54,7 +63,7 @@ def radius(stabilize) -> float | None:
         return 1.0
     if isinstance(stabilize, bool) or not isinstance(stabilize, (int, float, np.floating)):
         raise TypeError(f'stabilize: expected None, "clip" or a radius, got {stabilize!r}')
-    if not (np.isfinite(stabilize) and stabilize > 0):
+    if not (math.isfinite(real(stabilize)) and stabilize > 0):
         raise InputError(f"stabilize: expected a radius > 0, got {stabilize}; 1.0 is the unit circle")
     return float(stabilize)
 

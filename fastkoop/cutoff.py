@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .checks import InputError, integer
+from .checks import InputError, integer, real
 
 NAMES = ("array_api", "matlab", "numpy", "jax", "svht")
 
@@ -75,7 +75,7 @@ def checked(cutoff):
             f"cutoff: expected a name, a number, Rank(k) or Energy(share), got {cutoff!r} "
             f"({type(cutoff).__name__})"
         )
-    if not (math.isfinite(cutoff) and cutoff >= 0):
+    if not (math.isfinite(real(cutoff)) and cutoff >= 0):
         raise InputError(f"cutoff: expected a finite number >= 0, relative to the largest, got {cutoff}")
     return cutoff
 

@@ -338,6 +338,7 @@ class TestErrors:
         ("stabilize", "error", "text"),
         [("cut", ValueError, "stabilize: expected one of 'clip', got 'cut'"), (0, ValueError, "radius > 0"),
          (-1.0, ValueError, "radius > 0"), (np.nan, ValueError, "radius > 0"), (np.inf, ValueError, "radius > 0"),
+         (10**400, ValueError, "radius > 0"), (-(2**70), ValueError, "radius > 0"),
          (True, TypeError, "stabilize: expected None"), ([1.0], TypeError, "stabilize: expected None")],
     )  # fmt: skip
     def test_stabilize(self, stabilize, error, text):
