@@ -233,14 +233,14 @@ class TestContract:
 
 
 class TestPinv:
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @settings(max_examples=150, deadline=None, derandomize=True)
     @given(st.data())
     def test_the_four_penrose_conditions(self, data):
         dtype = np.dtype(data.draw(st.sampled_from(["float32", "float64"])))
         n, m = data.draw(st.sampled_from([(9, 4), (4, 9), (5, 5), (1, 1), (1, 4), (6, 1), (33, 31), (120, 100)]))
         p = min(n, m)
         spectrum = data.draw(st.sampled_from(["flat", "graded", "deficient", "duplicated", "gap", "zero"]))
-        scale = data.draw(st.sampled_from([1.0, 1e30, 1e-30]))
+        scale = data.draw(st.sampled_from([1.0, 1e30, 1e-30, "denormal"]))
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
         values = {
             "flat": np.ones(p), "graded": np.geomspace(1, 1e-2, p), "zero": np.zeros(p),
@@ -253,13 +253,17 @@ class TestPinv:
         if spectrum == "duplicated":
             A[:, m // 2 :] = A[:, : m - m // 2]
             values = np.linalg.svd(A, compute_uv=False)
-        A = (A * scale).astype(dtype)
         cutoff = 1e-3 if spectrum == "gap" else 1e-4
-        P = fk.pinv(A, cutoff=cutoff)
         rank = np.count_nonzero(values > cutoff * values[0])
+        grain = float(np.finfo(dtype).eps)
+        if scale == "denormal":  # the least singular value that counts has half the dtype's largest number as inverse
+            scale = 2.0 / float(np.finfo(dtype).max) / (values[rank - 1] if rank else 1.0)
+            grain *= 8.0  # entries are rounded to the smallest denormal
+        A = (A * scale).astype(dtype)
+        P = fk.pinv(A, cutoff=cutoff)
         A, P = A.astype(np.float64) / scale, P.astype(np.float64) * scale
         condition = {"graded": 1e2, "gap": 1e3}.get(spectrum, values[0] / values[rank - 1] if rank else 1.0)
-        tolerance = 1e2 * condition * np.finfo(dtype).eps
+        tolerance = max(1e2 * condition * grain, 16.0 * condition**2 * 2.0**-52)  # by the Gram matrix: the square
         dropped = values[rank] if rank < p else 0.0  # P is the inverse of A without it
         assert np.linalg.matrix_rank(P, tol=0.5) == rank
         assert np.abs(A @ P @ A - A).max() <= tolerance + dropped
@@ -297,6 +301,35 @@ class TestPinv:
         np.testing.assert_allclose(got, scipy.linalg.pinv(F), rtol=0, atol=tolerance)
         np.testing.assert_allclose(got, torch.linalg.pinv(torch.from_numpy(F)), rtol=0, atol=tolerance)
         assert torch.allclose(fk.pinv(torch.from_numpy(F)), torch.from_numpy(got), rtol=0, atol=0)
+
+    @pytest.mark.parametrize(("n", "m"), [(50, 10), (10, 50), (130, 110)])
+    def test_each_library_agrees_at_its_own_cutoff(self, n, m, dtype, rng):
+        """Called without one. Singular values lie on both sides of every rule's threshold, which rounding cannot reach;
+        an inverse with another rank would be as large as what it is compared with."""
+        jax = pytest.importorskip("jax")
+        unit = max(n, m) * float(np.finfo(dtype).eps)
+        values = np.r_[np.geomspace(1, 0.1, min(n, m) - 4), np.array([25, 5, 1.7, 0.3]) * unit]
+        F = with_singular_values(rng, n, m, values).astype(dtype)
+        with jax.enable_x64(True):
+            theirs = {
+                "scipy": ("array_api", scipy.linalg.pinv(F)),
+                "torch": ("array_api", torch.linalg.pinv(torch.from_numpy(F)).numpy()),
+                "jax": ("jax", np.asarray(jax.numpy.linalg.pinv(F))),
+            }
+        ours = {rule: fk.pinv(F, cutoff=rule) for rule in ("array_api", "jax")}
+        for name, (rule, inverse) in theirs.items():
+            assert inverse.dtype == dtype, name
+            miss = {own: np.linalg.norm(ours[own] - inverse) / np.linalg.norm(inverse) for own in ours}
+            assert miss.pop(rule) < 0.1, name
+            assert min(miss.values()) > 0.9, name
+
+    def test_numpy_agrees_at_its_own_cutoff(self, dtype, rng):
+        """A rule so fine that only exact data tells: 1e-15 of the largest, whatever the dtype."""
+        F = np.zeros((6, 5), dtype)
+        F[rng.permutation(5), np.arange(5)] = [1.0, 0.5, 3e-8, 2e-15, 5e-16]
+        inverse = fk.pinv(F, cutoff="numpy")
+        np.testing.assert_allclose(inverse, np.linalg.pinv(F), rtol=8 * np.finfo(dtype).eps)
+        assert np.count_nonzero(inverse) == 4
 
     def test_numpy_keeps_what_float32_rounds_to(self, rng):
         """1e-15 whatever the dtype: it keeps singular values that are only rounding, as np.linalg.pinv does."""
