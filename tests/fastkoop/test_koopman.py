@@ -56,6 +56,27 @@ class TestKnownSystem:
         for steps in (1, 2, 50):
             np.testing.assert_allclose(op.predict(steps), np.linalg.matrix_power(A, steps) @ X[:, -1], atol=1e-7)
 
+    @pytest.mark.parametrize(("n", "m", "rank"), [(6, 3, 3), (3, 8, 3), (5, 5, 5), (7, 7, 4), (30, 9, 6), (9, 30, 6)])
+    @pytest.mark.parametrize("refine", [False, True])
+    def test_spectrum_is_that_of_the_matrix(self, n, m, rank, refine, dtype, rng):
+        """By numpy.linalg.eig of the textbook K: `rank` eigenvalues with their vectors, and zeros besides."""
+        F = with_singular_values(rng, n, m, np.r_[np.linspace(2, 1, rank), np.zeros(min(n, m) - rank)])
+        X = np.c_[F, F @ rng.normal(size=m)].astype(dtype)
+        op = fk.fit(X, cutoff=1e-4, refine=refine)
+        K = X[:, 1:].astype(float) @ np.linalg.pinv(X[:, :-1].astype(float), rcond=1e-4)
+        values, vectors = np.linalg.eig(K)
+        assert op.eigenvalues.shape == (rank,) and op.modes.shape == (n, rank)
+        assert (np.diff(np.abs(op.eigenvalues)) <= 1e-12).all()
+        left = list(range(n))
+        for value, mode in zip(op.eigenvalues, op.modes.T, strict=True):
+            at = min(left, key=lambda i: abs(values[i] - value))
+            left.remove(at)
+            assert abs(values[at] - value) <= 1e-9 * np.abs(values).max()
+            along = abs(np.vdot(vectors[:, at], mode)) / np.linalg.norm(mode)
+            assert along == pytest.approx(1.0, abs=1e-9)
+        assert np.abs(values[left]).max(initial=0.0) <= 1e-4 * np.abs(values).max()  # K's rank is F's at most
+        np.testing.assert_allclose(op.spectral_radius, np.abs(values).max(), rtol=1e-9)
+
     def test_matrix_is_the_textbook_one(self, dtype, rng):
         for n, m in ((9, 4), (4, 9), (6, 6)):
             X = orbit(rng, n, m, dtype, batch=(2, 1))
@@ -169,14 +190,29 @@ class TestPredict:
         op = fk.fit(buffer, time_axis=0)
         np.testing.assert_allclose(op.predict(2), expected, rtol=0, atol=50 * np.finfo(dtype).eps)
         assert op.rank.shape == op.route.shape == op.holdout.shape == (2, 3)
-        empty = fk.fit(np.zeros((2, 0, 9, 5), dtype))
-        assert empty.predict(3).shape == (2, 0, 9)
-        assert empty.predict([1, 2]).shape == (2, 0, 9, 2)
-        assert empty.matrix().shape == (2, 0, 9, 9)
-        assert empty.eigenvalues.shape[:2] == (2, 0) and empty.modes.shape[:3] == (2, 0, 9)
-        assert empty.residual.shape == empty.holdout.shape == (2, 0)
-        assert repr(empty)
-        assert empty.summary()
+
+    @pytest.mark.parametrize("batch", [(0,), (2, 0, 3)])
+    @pytest.mark.parametrize(("n", "m"), [(9, 4), (4, 9), (1, 1), (120, 100)])
+    @pytest.mark.parametrize("options", [{}, {"stabilize": "clip"}, {"refine": True}], ids=str)
+    def test_no_blocks(self, batch, n, m, options, dtype):
+        """Everything has a shape, for every kind of array."""
+        jax = pytest.importorskip("jax")
+        for make in (np.asarray, torch.from_numpy, jax.numpy.asarray):
+            X = make(np.zeros((*batch, n, m + 1), dtype))
+            op = fk.fit(X, **options)
+            expected = {"eigenvalues": (*batch, 0), "modes": (*batch, n, 0)} | dict.fromkeys(REPORTS, batch)
+            for name, shape in expected.items():
+                assert tuple(getattr(op, name).shape) == shape, name
+            walk = op.walk()
+            for got, shape in (
+                (op.predict(0), (n,)), (op.predict(3), (n,)), (op.predict([1, 0, 2]), (n, 3)), (op.predict([]), (n, 0)),
+                (op.matrix(), (n, n)), (walk.step(), (n,)), (walk.step(2, ahead=3), (n,)), (fk.predict(X, 2), (n,)),
+                (fk.predict(X, 0), (n,)), (fk.pinv(X), (m + 1, n)),
+            ):  # fmt: skip
+                assert type(got) is type(X) and tuple(got.shape) == (*batch, *shape)
+            op.check()
+            assert "0 blocks" in repr(op) and len(op.summary().splitlines()) == 1
+            assert fk.predict(make(np.zeros((m + 1, *batch, n), dtype)), 1, time_axis=0).shape == (*batch, n)
 
 
 class TestReports:
