@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from . import arrays, checks
+from . import arrays, checks, traced
 from . import cutoff as rules
 from .backends import NON_FINITE, ROUTES, backend_for
 from .linalg import refuse_non_finite, time_major, warn_of_overflow
@@ -15,6 +15,7 @@ from .walk import States
 OBSERVABLES = ("identity",)
 
 
+@traced.opaque
 def fit(
     X,
     *,
@@ -82,6 +83,7 @@ def fit(
 def in_scope(method):
     """The method, run on the stream that is the caller's when it is called, with the caller's memory."""
 
+    @traced.opaque
     @functools.wraps(method)
     def run(self, *arguments, **options):
         with self._source.scope():
@@ -185,10 +187,10 @@ class KoopmanOperator:
         own["operator"] = np.ascontiguousarray(own["operator"][:, :r])
         return self._factors._replace(**own)
 
+    @in_scope
     def walk(self) -> Walk:
         """A walk along the predicted states, one after another, without looking ahead unless asked to."""
-        with self._source.scope():
-            return Walk(States(self.backend, [self.parts]), self._batch, self._source)
+        return Walk(States(self.backend, [self.parts]), self._batch, self._source)
 
     @property
     def parts(self) -> tuple:
@@ -419,6 +421,7 @@ class Walk:
         """Steps from the last snapshot to the state that was returned last."""
         return self._states.steps
 
+    @in_scope
     def step(self, count: int = 1, ahead: int = 1):
         """The state `count` >= 1 steps further on: (..., n), of X's kind and dtype.
 
@@ -428,6 +431,5 @@ class Walk:
                 allowed: the same bits for less time, and `ahead` states of memory.
         """
         count, ahead = checks.integer("count", count, least=1), checks.integer("ahead", ahead, least=1)
-        with self._source.scope():
-            state = self._states.step(count, ahead)
-            return self._source.wrap(state.reshape(*self._batch, state.shape[-1]))
+        state = self._states.step(count, ahead)
+        return self._source.wrap(state.reshape(*self._batch, state.shape[-1]))

@@ -32,7 +32,7 @@ def warn_of_overflow(states, route, batch: tuple[int, ...]) -> None:
     lost = ~np.isfinite(states).all(axis=-1)
     lost = lost.reshape(-1, lost.shape[-1]).any(axis=0) & (route != NON_FINITE)
     if bad := np.flatnonzero(lost).tolist():
-        warnings.warn(checks.overflow(bad[0], len(bad), batch, states.dtype), RuntimeWarning, stacklevel=3)
+        warnings.warn(checks.overflow(bad[0], len(bad), batch, states.dtype), RuntimeWarning, stacklevel=5)
 
 
 def _handed_over(result, source: arrays.Array, target: arrays.Array | None, out):
@@ -89,6 +89,11 @@ def predict(X, steps, *, cutoff="array_api", time_axis=-1, check_finite=True, ou
             return sys.modules["torch"].ops.fastkoop.predict(X, steps, rules.describe(cutoff), axis, check_finite)
         options = {"cutoff": cutoff, "time_axis": axis - len(X.shape), "check_finite": check_finite}
         return traced.by_callback(lambda X: predict(X, steps, **options), X, traced.moved(X.shape, axis), "X")
+    return _predict(X, steps, cutoff, time_axis, check_finite, out)
+
+
+@traced.opaque
+def _predict(X, steps, cutoff, time_axis, check_finite, out):
     traced.register()
     source = arrays.read(X)
     snapshots = time_major(source.data, time_axis)
@@ -141,6 +146,11 @@ def pinv(F, *, cutoff="array_api", check_finite=True, out=None):
             return sys.modules["torch"].ops.fastkoop.pinv(F, rules.describe(cutoff), check_finite)
         options = {"cutoff": cutoff, "check_finite": check_finite}
         return traced.by_callback(lambda F: pinv(F, **options), F, traced.turned(F.shape), "F")
+    return _pinv(F, cutoff, check_finite, out)
+
+
+@traced.opaque
+def _pinv(F, cutoff, check_finite, out):
     traced.register()
     source = arrays.read(F, "F")
     *batch, n, m = checks.matrices(source.data.shape)

@@ -8,6 +8,7 @@ imported, also by one that is being compiled.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ from . import cutoff as rules
 from .checks import InputError
 
 _functions: list[Callable] = []  # linalg's predict and pinv
+_opaque: dict[Callable, Callable] = {}
 _registered = False
 
 
@@ -44,6 +46,20 @@ def refuse(x, out, name: str) -> None:
         arrays.check_floating(x, name)
     else:
         arrays.refuse_gradient(x, name)
+
+
+def opaque(function: Callable) -> Callable:
+    """The function, which torch.compile does not look into: it breaks its graph there, or, with fullgraph, says so."""
+
+    @functools.wraps(function)
+    def run(*arguments, **options):
+        if "torch._dynamo" not in sys.modules:  # the compiler; importing it takes seconds
+            return function(*arguments, **options)
+        if function not in _opaque:
+            _opaque[function] = sys.modules["torch"].compiler.disable(function)
+        return _opaque[function](*arguments, **options)
+
+    return run
 
 
 def moved(shape: tuple[int, ...], time_axis: int) -> tuple[int, ...]:

@@ -288,6 +288,33 @@ class TestTorchCompile:
         with pytest.raises(ValueError, match="out: not available inside"):
             compiled(torch.ones(4, 3))
 
+    def test_operators_break_the_graph(self, rng):
+        """They hold NumPy arrays, which the compiler must not look into: it goes on after each call."""
+        X = torch.from_numpy(orbit(rng, 9, 4, np.float64, batch=(2,)))
+        op, graphs = fk.fit(X), []
+
+        def total(X):
+            there = fk.fit(2 * X)
+            walked = there.walk().step(2) + there.predict(2) + (op.matrix() @ X[..., :1]).squeeze(-1)
+            return walked.sum(-1) + there.residual + there.condition + there.rank, there.summary(), repr(there)
+
+        def count(graph, inputs):
+            graphs.append(graph)
+            return graph.forward
+
+        torch.compiler.reset()
+        got, expected = torch.compile(total, backend=count)(X), total(X)
+        assert torch.equal(got[0], expected[0]) and got[1:] == expected[1:]
+        assert len(graphs) > 1
+        with pytest.raises(Exception, match=r"(?s)function fit .*torch\.compiler\.disable"):
+            torch.compile(lambda X: fk.fit(X).rank, backend=count, fullgraph=True)(X)
+
+    def test_numpy_in_compiled_code(self, rng):
+        X = orbit(rng, 9, 4, np.float64, batch=(2,))
+        torch.compiler.reset()
+        compiled = torch.compile(lambda X, there: there + torch.from_numpy(fk.predict(X, 2)), backend="eager")
+        assert torch.equal(compiled(X, torch.zeros(2, 9)), torch.from_numpy(fk.predict(X, 2)))
+
     def test_registered_by_the_first_call(self):
         """That call may be one that is being compiled, and fastkoop may have been imported before PyTorch."""
         code = """
