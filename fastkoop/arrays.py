@@ -73,7 +73,7 @@ def _promoted(source: Array, dtype: str, lower: Callable[[Any], Any]) -> Array:
 
 def _from_jax(x, name: str) -> Array:
     """A JAX array's own memory. Results alias ours where JAX takes memory as it is: 64-byte aligned, in a dtype that
-    it has (with jax_enable_x64 off, float64 reports become float32)."""
+    it has (with jax_enable_x64 off, float64 reports become float32), and on JAX's first CPU device."""
     import jax
 
     if isinstance(x, jax.core.Tracer):
@@ -81,9 +81,10 @@ def _from_jax(x, name: str) -> Array:
             f"{name}: an operator cannot be fitted inside jax.jit; fit outside, or call fastkoop.predict or "
             "fastkoop.pinv"
         )
-    if len(x.devices()) > 1:
-        raise TypeError(f"{name}: expected an array on one device, got one on {len(x.devices())}")
-    return _from_dlpack(x, name, "jax", jax.numpy.from_dlpack)
+    device, *others = x.devices()
+    if others:
+        raise TypeError(f"{name}: expected an array on one device, got one on {1 + len(others)}")
+    return _from_dlpack(x, name, "jax", lambda out: jax.numpy.from_dlpack(out, device=device))
 
 
 def _from_dlpack(x, name: str, kind: str = "dlpack", wrap: Callable[[Any], Any] | None = None) -> Array:

@@ -1,6 +1,7 @@
 """Any framework in, the same kind, dtype and device out; inside torch.compile and jax.jit."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 
@@ -52,6 +53,27 @@ class TestJax:
         states = fk.predict(jnp.asarray(X), 3)
         assert states.dtype == jnp.float64 and fk.fit(jnp.asarray(X)).rank.dtype == jnp.int64
         assert_states(np.asarray(states), X, 3, ("relative", 20 * np.finfo(np.float64).eps))
+
+    def test_results_lie_on_the_arrays_own_device(self):
+        """JAX may have several CPU devices; from_dlpack alone would put results on the first."""
+        code = """
+import jax, numpy as np, fastkoop as fk
+first, second = jax.devices()
+there = jax.device_put(np.random.default_rng(0).normal(size=(2, 6, 4)).astype(np.float32), second)
+op = fk.fit(there)
+for result in (fk.predict(there, 2), fk.pinv(there), op.predict([1, 2]), op.rank, op.modes, op.walk().step()):
+    assert result.devices() == {second}, result.devices()
+mesh = jax.sharding.Mesh(np.array([first, second]), ("blocks",))
+there = jax.device_put(there, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("blocks")))
+try:
+    fk.predict(there, 1)
+except TypeError as error:
+    assert "X: expected an array on one device, got one on 2" in str(error), error
+else:
+    raise AssertionError("a sharded array was taken")
+"""
+        flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | flags)
 
     def test_out_is_refused(self):
         with pytest.raises(ValueError, match="out: not available for jax input"):
