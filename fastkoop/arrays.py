@@ -95,7 +95,11 @@ def _from_dlpack(x, name: str, kind: str = "dlpack", wrap: Callable[[Any], Any] 
         module = x.__array_namespace__() if hasattr(x, "__array_namespace__") else None
         wrap = getattr(module, "from_dlpack", lambda out: out)
     if place == DLPACK_CPU:
-        return Array(_checked(np.from_dlpack(x), name), kind, wrap)
+        try:
+            data = np.from_dlpack(x)
+        except (BufferError, RuntimeError) as error:  # the exporter's refusals, and NumPy's of its dtype
+            raise TypeError(f"{name}: expected an exporter of readable float32 or float64, got {error}") from None
+        return Array(_checked(data, name), kind, wrap)
     if place != DLPACK_CUDA:
         raise TypeError(f"{name}: expected an array on the CPU or a CUDA device, got DLPack device type {place}")
     cupy = _cupy(name, f"an array on CUDA device {ordinal}")
@@ -133,7 +137,13 @@ def _checked(x, name: str):
 
 def _from_torch(x, name: str) -> np.ndarray:
     """A CPU tensor's memory as NumPy's."""
-    return _detached(x, name).resolve_neg().numpy()
+    try:
+        return _detached(x, name).resolve_neg().numpy()
+    except RuntimeError as error:  # of tensors that stand for others
+        raise TypeError(
+            f"{name}: expected a tensor with memory of its own, got {type(x).__name__} ({error}); instead of "
+            "torch.func.vmap pass a batch, its dimensions first"
+        ) from None
 
 
 def refuse_gradient(x, name: str) -> None:

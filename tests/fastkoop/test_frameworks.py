@@ -171,6 +171,20 @@ class TestExporters:
         with pytest.raises(TypeError, match=r'needs CuPy; pip install "fastkoop\[cuda12\]"'):
             fk.predict(There(np.ones((4, 3))), 1)
 
+    def test_what_cannot_be_exported_is_an_error(self):
+        fixed = np.ones((4, 3))
+        fixed.flags.writeable = False
+
+        class Old(Exporter):
+            def __dlpack__(self, stream=None):  # before DLPack 1.0, which says what is read-only
+                return self.array.__dlpack__()
+
+        for array in (Old(fixed), Exporter(torch.ones(4, 3).bfloat16()), Exporter(torch.ones(4, 3).requires_grad_())):
+            with pytest.raises(TypeError, match="X: expected an exporter of readable float32 or float64, got "):
+                fk.predict(array, 1)
+        with pytest.raises(TypeError, match=r"X: expected float32 or float64 .* got .*float16"):
+            fk.predict(Exporter(np.ones((4, 3), np.float16)), 1)
+
     def test_read_only_memory_is_read(self, rng):
         X = orbit(rng, 20, 5, np.float32)
         X.flags.writeable = False
@@ -336,6 +350,11 @@ class TestTorchCompile:
         torch.compiler.reset()
         compiled = torch.compile(lambda X, there: there + torch.from_numpy(fk.predict(X, 2)), backend="eager")
         assert torch.equal(compiled(X, torch.zeros(2, 9)), torch.from_numpy(fk.predict(X, 2)))
+
+    def test_inside_vmap_of_torch(self):
+        for call in (lambda X: fk.predict(X, 1), fk.pinv, fk.fit):
+            with pytest.raises(TypeError, match=r"instead of torch\.func\.vmap pass a batch"):
+                torch.func.vmap(call)(torch.ones(2, 4, 3))
 
     def test_registered_by_the_first_call(self):
         """That call may be one that is being compiled, and fastkoop may have been imported before PyTorch."""
