@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
+import warnings
 from collections.abc import Iterable
 
 import numpy as np
@@ -99,20 +101,39 @@ def matrices(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
+def _where(block: int, blocks: int, batch: tuple[int, ...]) -> str:
+    """In words: `block`, of a flattened batch, is the first of `blocks`."""
+    where = f"block {tuple(int(i) for i in np.unravel_index(block, batch))}" if batch else "its only block"
+    return f"{where} and {blocks - 1} more" if blocks > 1 else where
+
+
 def overflow(block: int, blocks: int, batch: tuple[int, ...], dtype) -> str:
     """The warning for `blocks` blocks, `block` the first, whose states no longer fit their dtype."""
-    where = f"block {tuple(int(i) for i in np.unravel_index(block, batch))}" if batch else "its only block"
-    others = f" and {blocks - 1} more" if blocks > 1 else ""
     return (
-        f"predict: {where}{others} grew beyond what {dtype} holds, its operator is unstable; predict fewer steps, fit "
-        'with stabilize="clip", or pass check_finite=False to take infinities as they come'
+        f"predict: {_where(block, blocks, batch)} grew beyond what {dtype} holds, its operator is unstable; predict "
+        'fewer steps, fit with stabilize="clip", or pass check_finite=False to take infinities as they come'
     )
+
+
+def inverse_overflow(block: int, blocks: int, batch: tuple[int, ...], dtype) -> str:
+    """The warning for `blocks` matrices, `block` the first, whose inverses do not fit their dtype."""
+    return (
+        f"pinv: {_where(block, blocks, batch)} is so small that {dtype} does not hold its inverse; scale it up first, "
+        "or pass check_finite=False to take infinities as they come"
+    )
+
+
+def warn(message: str) -> None:
+    """A RuntimeWarning at the line that called FastKoop, however deep in it, or in PyTorch, this is."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("fastkoop", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
 def non_finite(block: int, batch: tuple[int, ...], name: str = "X") -> InputError:
     """The error for a NaN or an infinity in `block` of a flattened batch."""
-    where = f"block {tuple(int(i) for i in np.unravel_index(block, batch))}" if batch else "its only block"
     return InputError(
-        f"{name}: {where} holds a NaN or an infinity; mend it, or pass check_finite=False to let it "
+        f"{name}: {_where(block, 1, batch)} holds a NaN or an infinity; mend it, or pass check_finite=False to let it "
         "pass through its own block"
     )

@@ -190,7 +190,8 @@ class KoopmanOperator:
     @in_scope
     def walk(self) -> Walk:
         """A walk along the predicted states, one after another, without looking ahead unless asked to."""
-        return Walk(States(self.backend, [self.parts]), self._batch, self._source)
+        watched = self._published.route if self._check_finite and self._source.device is None else None
+        return Walk(States(self.backend, [self.parts]), self._batch, self._source, watched)
 
     @property
     def parts(self) -> tuple:
@@ -413,8 +414,9 @@ class Walk:
     Holds its own copy of all it needs (r rows of n numbers a block), so that X may be overwritten.
     """
 
-    def __init__(self, states: States, batch: tuple[int, ...], source: arrays.Array):
-        self._states, self._batch, self._source = states, batch, source
+    def __init__(self, states: States, batch: tuple[int, ...], source: arrays.Array, watched=None):
+        """watched: the routes of blocks whose overflow is reported."""
+        self._states, self._batch, self._source, self._watched = states, batch, source, watched
 
     @property
     def steps(self) -> int:
@@ -429,7 +431,12 @@ class Walk:
             count: steps to move on.
             ahead: states to make in one pass, this one and the `ahead` - 1 after it, where looking ahead is
                 allowed: the same bits for less time, and `ahead` states of memory.
+
+        Warns:
+            RuntimeWarning: as `fastkoop.predict`, at the first step too.
         """
         count, ahead = checks.integer("count", count, least=1), checks.integer("ahead", ahead, least=1)
         state = self._states.step(count, ahead)
+        if self._watched is not None and not self._states.bound() <= float(np.finfo(state.dtype).max):
+            warn_of_overflow(state, self._watched, self._batch)
         return self._source.wrap(state.reshape(*self._batch, state.shape[-1]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 
 import numpy as np
 
@@ -24,15 +23,15 @@ def refuse_non_finite(route, batch: tuple[int, ...], name: str = "X") -> None:
         raise checks.non_finite(bad[0], batch, name)
 
 
-def warn_of_overflow(states, route, batch: tuple[int, ...]) -> None:
-    """Warn if states (..., B, n) of blocks that were finite no longer fit their dtype."""
+def warn_of_overflow(values, route, batch: tuple[int, ...], text=checks.overflow) -> None:
+    """Warn if values (..., B, n) of blocks that were finite no longer fit their dtype."""
     with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(states.sum()):  # half the cost of looking at each
+        if np.isfinite(values.sum()):  # half the cost of looking at each
             return
-    lost = ~np.isfinite(states).all(axis=-1)
+    lost = ~np.isfinite(values).all(axis=-1)
     lost = lost.reshape(-1, lost.shape[-1]).any(axis=0) & (route != NON_FINITE)
     if bad := np.flatnonzero(lost).tolist():
-        warnings.warn(checks.overflow(bad[0], len(bad), batch, states.dtype), RuntimeWarning, stacklevel=5)
+        checks.warn(text(bad[0], len(bad), batch, values.dtype))
 
 
 def _handed_over(result, source: arrays.Array, target: arrays.Array | None, out):
@@ -130,6 +129,10 @@ def pinv(F, *, cutoff="array_api", check_finite=True, out=None):
     Raises:
         ValueError, TypeError: as `predict`.
 
+    Warns:
+        RuntimeWarning: a singular value is so small that its inverse is infinite (on a CPU, unless
+            check_finite=False).
+
     NumPy: ``np.linalg.pinv(F, rcond=max(n, m) * eps)``. Source: Penrose (1955).
 
     >>> import numpy as np
@@ -161,6 +164,7 @@ def _pinv(F, cutoff, check_finite, out):
         result, route = backend_for(source).pinv(columns, rule)
         if check_finite and source.device is None:
             refuse_non_finite(route, tuple(batch), "F")
+            warn_of_overflow(result.reshape(len(result), m * n), route, tuple(batch), checks.inverse_overflow)
         return _handed_over(result.reshape(*batch, m, n), source, target, out)
 
 

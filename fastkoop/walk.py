@@ -46,6 +46,7 @@ class States:
             self._pass(self.steps, ahead)
         return self._held[self.steps - self._first]
 
+    @np.errstate(over="ignore", invalid="ignore")  # `bound` is infinite then
     def _pass(self, at: int, ahead: int) -> None:
         if at != self._at:
             self._y, self._at = self._backend.advance(self._factors, self._y, at - self._at), at
