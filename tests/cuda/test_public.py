@@ -1,10 +1,13 @@
 """fastkoop's public door over a CUDA backend: emulated, and real arrays of CuPy and PyTorch (pytest -m gpu)."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from cases import assert_states, graded, orbit
 
 import fastkoop as fk
+from fastkoop import arrays
 
 
 @pytest.fixture
@@ -65,6 +68,100 @@ def test_bad_blocks_are_named_when_asked(door, rng):
     assert np.isnan(op.predict(2)[1]).all() and np.isfinite(op.predict(2)[[0, 2]]).all()
     with pytest.raises(ValueError, match="1"):
         op.check()
+
+
+class There:
+    """An array on the emulated device `device`, of a kind of its own."""
+
+    def __init__(self, memory, device=0):
+        self.memory, self.device = memory, device
+
+
+class Watch:
+    """Whether the caller's stream is current, what is launched on it, and how often the host waits for the device."""
+
+    def __init__(self, driver, monkeypatch):
+        self.inside, self.memory, self.waits = False, [], 0
+        launch, host = driver.launch, driver.host
+
+        def launched(name, grid, threads, shared, arguments):
+            assert self.inside, f"{name} was launched on another stream"
+            self.memory += [a.ctypes.data for a in arguments if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+            launch(name, grid, threads, shared, arguments)
+
+        def waited(array):
+            self.waits += 1
+            return host(array)
+
+        monkeypatch.setattr(driver, "launch", launched)
+        monkeypatch.setattr(driver, "host", waited)
+
+    @contextlib.contextmanager
+    def scope(self):
+        self.inside = True
+        yield
+        self.inside = False
+
+
+@pytest.fixture
+def watch(door, monkeypatch):
+    """Arrays `There` are on the device, as CuPy's would be."""
+    watch, read = Watch(door.driver, monkeypatch), arrays.read
+
+    def read_there(x, name="X"):
+        return arrays.Array(x.memory, "there", There, x.device, watch.scope) if isinstance(x, There) else read(x, name)
+
+    monkeypatch.setattr(arrays, "read", read_there)
+    return watch
+
+
+@pytest.mark.parametrize("n, m", [(30, 7), (7, 30), (1, 4)])
+class TestOnItsStream:
+    """All work is on the caller's stream, in the caller's memory, and nothing waits for it."""
+
+    def test_nothing_waits_and_nothing_is_copied(self, watch, rng, n, m, dtype):
+        X = orbit(rng, n, m, dtype, batch=(2, 3))
+        for there in (There(X), There(np.ascontiguousarray(np.moveaxis(X, -1, 0)))):
+            axis = 0 if there.memory.shape[0] == m + 1 and n != 2 else -1
+            begin = there.memory.ctypes.data
+            op = fk.fit(there, cutoff=1e-6, time_axis=axis)
+            results = [fk.predict(there, 3, cutoff=1e-6, time_axis=axis), op.predict(2), op.predict([4, 0, 1])]
+            assert begin in watch.memory
+            results += [op.walk().step(), op.rank, op.edge, op.residual, op.holdout, op.threshold]
+            assert all(type(result) is There for result in results)
+            assert watch.waits == 0
+            assert results[0].memory.ctypes.data in watch.memory
+            assert_states(results[0].memory, X, 3, ("relative", 1e-6))
+        watch.memory.clear()
+        inverses = fk.pinv(There(X), cutoff=1e-6)
+        assert {X.ctypes.data, inverses.memory.ctypes.data} <= set(watch.memory) and watch.waits == 0
+
+    def test_reports_and_spectra(self, watch, rng, n, m, dtype):
+        op = fk.fit(There(orbit(rng, n, m, dtype, batch=(2,))), cutoff=1e-3, stabilize="clip")
+        for name in ("eigenvalues", "modes", "condition", "spectral_radius", "eigenvector_condition"):
+            assert type(getattr(op, name)) is There
+        assert type(op.matrix()) is There and op.summary() and repr(op) and op.route.shape == (2,)
+
+    def test_bad_and_unstable_blocks_are_silent(self, watch, rng, n, m, dtype):
+        X = orbit(rng, n, m, dtype, batch=(3,))
+        X[1, -1, -1], X[2] = np.nan, 3.0 ** np.arange(m + 1) * 1e-9
+        states, op = fk.predict(There(X), 10_000).memory, fk.fit(There(X))
+        assert np.isnan(states[1]).all() and np.isfinite(states[0]).all() and np.isinf(states[2]).all()
+        assert not np.isfinite(op.walk().step(10_000).memory[2]).any()
+        assert watch.waits == 0
+        with pytest.raises(fk.InputError, match=r"block \(1,\) holds a NaN"):
+            op.check()
+
+    def test_out(self, watch, rng, n, m, dtype):
+        X, out = orbit(rng, n, m, dtype, batch=(2,)), There(np.full((2, n), np.nan, dtype))
+        assert fk.predict(There(X), 2, out=out) is out
+        np.testing.assert_array_equal(out.memory, fk.predict(There(X), 2).memory)
+        with pytest.raises(fk.InputError, match=r"^out: expected a there cuda:0 array .* got a there cuda:1 array"):
+            fk.predict(There(X), 2, out=There(out.memory, device=1))
+        with pytest.raises(fk.InputError, match=r"^out: expected a there cuda:0 array .* got a numpy array"):
+            fk.predict(There(X), 2, out=out.memory)
+        with pytest.raises(fk.InputError, match=r"^out: expected a numpy array .* got a there cuda:0 array"):
+            fk.predict(X, 2, out=out)
 
 
 def test_walks_of_rank_zero(door):
