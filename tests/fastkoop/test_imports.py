@@ -91,13 +91,43 @@ def test_importing_loads_no_framework(module):
     assert done.stdout.strip() == "[]"
 
 
-def test_numpy_in_needs_no_torch():
-    code = (
-        "import sys, numpy as np, fastkoop as fk; fk.fit(np.ones((2, 3))).predict(1); "
-        f"print(sorted({FRAMEWORKS!r} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=True)
-    assert done.stdout.strip() == "[]"
+WATCHED = """
+import sys
+class Watch:
+    asked = set()
+    def find_spec(self, name, path=None, target=None):
+        self.asked.add(name.partition(".")[0])
+sys.meta_path.insert(0, Watch())
+import numpy as np, fastkoop as fk
+class Exporter:
+    def __dlpack__(self, **options):
+        return np.ones((2, 3)).__dlpack__(**options)
+    def __dlpack_device__(self):
+        return 1, 0
+X = {make}
+Watch.asked.clear()
+fk.predict(X, 2), fk.pinv(X), fk.fit(X).predict([0, 1]), fk.fit(X).summary()
+print(sorted({frameworks!r} & Watch.asked))
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "make"),
+    [
+        (None, "np.ones((2, 3))"),
+        ("torch", "__import__('torch').ones(2, 3)"),
+        ("jax", "__import__('jax').numpy.ones((2, 3))"),
+        (None, "Exporter()"),
+    ],
+    ids=["numpy", "torch", "jax", "exporter"],
+)
+def test_an_array_needs_no_other_framework(own, make):
+    """None but its own is even looked for, installed or not."""
+    if own:
+        pytest.importorskip(own)
+    code = WATCHED.format(make=make, frameworks=FRAMEWORKS - {own})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
 def test_public_names():
