@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import threading
 import warnings
 from typing import ClassVar
 
@@ -527,6 +528,33 @@ class TestSameBits:
                 np.testing.assert_array_equal(function(X, cutoff=1e-4), expected)
                 np.testing.assert_array_equal(function(X[3:4], cutoff=1e-4)[0], expected[3])
             np.testing.assert_array_equal(function(torch.from_numpy(X), cutoff=1e-4), expected)
+
+
+    def test_concurrent_callers(self, threads):
+        """Everything from several threads at once, small blocks and large ones: the bits of one call after another."""
+        threads(2)
+        rng = np.random.default_rng(0)
+        data = [orbit(rng, n, m, dtype, (B,)) for dtype in (np.float32, np.float64)
+                for n, m, B in ((30, 9, 200), (9, 30, 200), (130, 110, 2))]  # fmt: skip
+
+        def answers(X):
+            op = fk.fit(X, cutoff=1e-6)
+            return fk.predict(X, 3), fk.pinv(X), op.predict([2, 5]), op.residual, op.walk().step(2), op.matrix()
+
+        expected, wrong = [answers(X) for X in data], []
+
+        def caller(first):
+            for i in range(len(data)):
+                at = (first + i) % len(data)
+                if not all(map(np.array_equal, answers(data[at]), expected[at])):
+                    wrong.append(at)
+
+        callers = [threading.Thread(target=caller, args=(first,)) for first in range(4)]
+        for thread in callers:
+            thread.start()
+        for thread in callers:
+            thread.join()
+        assert not wrong
 
 
 class TestErrors:
