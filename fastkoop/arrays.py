@@ -8,6 +8,7 @@ with float32's eps in the cutoff, and states come back in the caller's dtype.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from array_api_compat import is_cupy_array, is_jax_array, is_torch_array
 from .checks import InputError
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-HALVES = ("float16", "bfloat16")
+HALVES = {"float16": 2.0**16 - 2.0**4, "bfloat16": 2.0**128 - 2.0**119}  # what is as large rounds to infinity
 DLPACK_CPU, DLPACK_CUDA = 1, 2
 
 
@@ -30,6 +31,11 @@ class Array(NamedTuple):
     device: int | None = None  # the CUDA device's ordinal; None is the CPU
     scope: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext  # the caller's stream and memory
     dtype: str = ""  # the caller's own, where it is not data's
+
+    @property
+    def ceiling(self) -> float:
+        """A result must be smaller to be finite in the caller's dtype."""
+        return HALVES.get(self.dtype, math.inf)
 
 
 def read(x, name: str = "X") -> Array:
@@ -66,7 +72,8 @@ def _promoted(source: Array, dtype: str, lower: Callable[[Any], Any]) -> Array:
     """A float32 copy of the caller's half-precision array, whose float32 results are rounded back."""
 
     def wrap(out):
-        return lower(source.wrap(out)) if out.dtype == np.float32 else source.wrap(out)
+        with np.errstate(over="ignore"):  # reported by block, see linalg.warn_of_overflow
+            return lower(source.wrap(out)) if out.dtype == np.float32 else source.wrap(out)
 
     return source._replace(wrap=wrap, dtype=dtype)
 

@@ -123,6 +123,14 @@ def inverse_overflow(block: int, blocks: int, batch: tuple[int, ...], dtype) -> 
     )
 
 
+def matrix_overflow(block: int, blocks: int, batch: tuple[int, ...], dtype) -> str:
+    """The warning for `blocks` blocks, `block` the first, whose K does not fit its dtype."""
+    return (
+        f"matrix: {_where(block, blocks, batch)} has an operator that {dtype} does not hold; keep to predict, or "
+        "fit with check_finite=False to take infinities as they come"
+    )
+
+
 def warn(message: str) -> None:
     """A RuntimeWarning at the line that called FastKoop, however deep in it, or in PyTorch, this is."""
     frame, level = sys._getframe(1), 2

@@ -139,8 +139,8 @@ class KoopmanOperator:
         counts, single = checks.step_counts(steps)
         states = self._states(counts)
         check_finite = self._check_finite if check_finite is None else check_finite
-        if check_finite and self._source.device is None and counts.max(initial=0) > 1:
-            warn_of_overflow(states, self._published.route, self._batch)
+        if check_finite and self._source.device is None and (counts.max(initial=0) > 1 or self._source.dtype):
+            warn_of_overflow(states, self._published.route, self._batch, self._source)
         out = states.reshape(len(counts), *self._batch, self._n)
         return self._source.wrap(out[0] if single else self._xp.moveaxis(out, 0, -1))
 
@@ -240,15 +240,20 @@ class KoopmanOperator:
 
     @in_scope
     def matrix(self):
-        """K itself, (..., n, n) in X's dtype: n^2 numbers a block, formed only on request."""
+        """K itself, (..., n, n) in X's dtype: n^2 numbers a block, formed only on request; a RuntimeWarning if they do
+        not fit it."""
         xp, operator = self._xp, self._factors.operator
         identity = xp.broadcast_to(xp.eye(operator.shape[1]), operator.shape)
         left = self._rows(self._factors.lift, identity)
         right = self._factors.basis
         if self._n > len(self._X) - 1:
             right = self._combine(self._X[:-1], xp.ascontiguousarray(right.transpose(0, 2, 1)))
-        K = left @ right.transpose(0, 2, 1)
-        return self._source.wrap(K.astype(self._X.dtype).reshape(*self._batch, self._n, self._n))
+        with np.errstate(over="ignore"):
+            K = (left @ right.transpose(0, 2, 1)).astype(self._X.dtype)
+        if self._check_finite and self._source.device is None:
+            rows = K.reshape(len(K), self._n**2)
+            warn_of_overflow(rows, self._published.route, self._batch, self._source, checks.matrix_overflow)
+        return self._source.wrap(K.reshape(*self._batch, self._n, self._n))
 
     @property
     def rank(self):
@@ -437,6 +442,7 @@ class Walk:
         """
         count, ahead = checks.integer("count", count, least=1), checks.integer("ahead", ahead, least=1)
         state = self._states.step(count, ahead)
-        if self._watched is not None and not self._states.bound() <= float(np.finfo(state.dtype).max):
-            warn_of_overflow(state, self._watched, self._batch)
+        ceiling = min(self._source.ceiling, float(np.finfo(state.dtype).max))
+        if self._watched is not None and not self._states.bound() < ceiling:
+            warn_of_overflow(state, self._watched, self._batch, self._source)
         return self._source.wrap(state.reshape(*self._batch, state.shape[-1]))

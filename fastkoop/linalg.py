@@ -23,15 +23,15 @@ def refuse_non_finite(route, batch: tuple[int, ...], name: str = "X") -> None:
         raise checks.non_finite(bad[0], batch, name)
 
 
-def warn_of_overflow(values, route, batch: tuple[int, ...], text=checks.overflow) -> None:
-    """Warn if values (..., B, n) of blocks that were finite no longer fit their dtype."""
+def warn_of_overflow(values, route, batch: tuple[int, ...], source: arrays.Array, text=checks.overflow) -> None:
+    """Warn if values (..., B, n) of blocks that were finite do not fit the caller's dtype."""
     with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(values.sum()):  # half the cost of looking at each
+        if not values.size or (not source.dtype and np.isfinite(values.sum())):  # half the cost of looking at each
             return
-    lost = ~np.isfinite(values).all(axis=-1)
+        lost = ~(np.abs(values) < source.ceiling).all(axis=-1)
     lost = lost.reshape(-1, lost.shape[-1]).any(axis=0) & (route != NON_FINITE)
     if bad := np.flatnonzero(lost).tolist():
-        checks.warn(text(bad[0], len(bad), batch, values.dtype))
+        checks.warn(text(bad[0], len(bad), batch, source.dtype or values.dtype))
 
 
 def _handed_over(result, source: arrays.Array, target: arrays.Array | None, out):
@@ -105,8 +105,8 @@ def _predict(X, steps, cutoff, time_axis, check_finite, out):
         result, route = backend_for(source).predict(snapshots, steps, rule)
         if check_finite and source.device is None:  # a device does not wait: its bad blocks are NaN
             refuse_non_finite(route, batch)
-            if steps > 1:
-                warn_of_overflow(result, route, batch)
+            if steps > 1 or source.dtype:
+                warn_of_overflow(result, route, batch, source)
         return _handed_over(result.reshape(*batch, n), source, target, out)
 
 
@@ -164,7 +164,8 @@ def _pinv(F, cutoff, check_finite, out):
         result, route = backend_for(source).pinv(columns, rule)
         if check_finite and source.device is None:
             refuse_non_finite(route, tuple(batch), "F")
-            warn_of_overflow(result.reshape(len(result), m * n), route, tuple(batch), checks.inverse_overflow)
+            inverses = result.reshape(len(result), m * n)
+            warn_of_overflow(inverses, route, tuple(batch), source, checks.inverse_overflow)
         return _handed_over(result.reshape(*batch, m, n), source, target, out)
 
 

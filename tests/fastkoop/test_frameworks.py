@@ -213,6 +213,36 @@ class TestHalfPrecision:
         assert "float64" in str(op.residual.dtype) or isinstance(X, jax.Array)  # which has none, x64 off
         assert np.asarray(op.rank).tolist() == fk.fit(wide).rank.tolist()
 
+    def test_no_blocks(self, lower, dtype, get):
+        X = lower(np.zeros((2, 0, 4, 3), np.float32))
+        op = fk.fit(X)
+        for result in (fk.predict(X, 2), op.predict(2), op.walk().step(), op.matrix(), fk.pinv(X)):
+            assert result.dtype == dtype and tuple(result.shape[:2]) == (2, 0)
+
+    def test_the_inverse_too(self, rng, lower, dtype, get):
+        F = lower(rng.normal(size=(3, 6, 4)).astype(np.float32))
+        inverse = fk.pinv(F)
+        assert inverse.dtype == dtype and type(inverse) is type(F)
+        assert np.array_equal(get(inverse), get(lower(fk.pinv(get(F).astype(np.float32)))))
+
+    def test_what_rounds_to_infinity_is_reported(self, lower, dtype, get):
+        """By the caller's dtype, not by float32: 65504 is the largest float16."""
+        name = str(dtype).removeprefix("torch.") if "torch" in str(dtype) else np.dtype(dtype).name
+        steps = 10 if name == "float16" else 70
+        X, tiny = lower(np.array([[[1, 1, 1]], [[1, 4, 16]]], np.float32)), 1e-5 if name == "float16" else 1e-39
+        op = fk.fit(X)
+        for call in (lambda: fk.predict(X, steps), lambda: op.predict(steps), lambda: op.walk().step(steps)):
+            with pytest.warns(RuntimeWarning, match=rf"block \(1,\) grew beyond what {name} holds") as found:
+                states = get(call())
+            assert len(found) == 1 and states[0] == 1 and np.isinf(states[1])
+        with pytest.warns(RuntimeWarning, match=f"pinv: its only block is so small that {name} does not"):
+            assert np.isinf(get(fk.pinv(lower(np.full((1, 1), tiny, np.float32)))))
+        growing = fk.fit(lower(np.array([[0.5 * tiny, 1.0]], np.float32)))
+        with pytest.warns(RuntimeWarning, match=f"matrix: its only block has an operator that {name} does not hold"):
+            assert np.isinf(get(growing.matrix()))
+        just = lower(np.array([[16376.0, 32752.0]], np.float32))
+        assert get(fk.predict(just, 1)) == (65504 if name == "float16" else 65536)  # the largest, and no warning
+
     def test_out_is_refused(self, lower, dtype, get):
         X = lower(np.ones((4, 3), np.float32))
         with pytest.raises(ValueError, match=r"out: not available for b?float16 input"):

@@ -685,6 +685,12 @@ class TestOverflow:
         assert np.isinf(op.walk().step(200, ahead=3)).all()
         assert np.isinf(fk.pinv(X * 1e-41, check_finite=False)).any()
 
+    def test_of_a_matrix(self):
+        op = fk.fit(np.array([[[1.0, 0.5]], [[1e-20, 1e20]]], np.float32))
+        with pytest.warns(RuntimeWarning, match=r"matrix: block \(1,\) has an operator that float32 does not hold"):
+            assert np.isinf(op.matrix()).ravel().tolist() == [False, True]
+        assert np.isinf(fk.fit(np.array([[1e-20, 1e20]], np.float32), check_finite=False).matrix())
+
     @pytest.mark.parametrize(("n", "m"), [(5, 3), (3, 5), (110, 100)])
     @pytest.mark.parametrize(("kind", "tiny"), [(np.float32, 1e-41), (np.float64, 1e-310)])
     def test_an_inverse_that_does_not_exist_in_the_dtype(self, n, m, kind, tiny, rng):
