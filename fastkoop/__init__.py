@@ -9,9 +9,10 @@ from .checks import InputError
 from .cutoff import Energy, Rank
 from .koopman import KoopmanOperator, fit
 from .linalg import pinv, predict
+from .observables import Affine, Delay, Momentum
 
 __version__ = "0.1.0"
 __all__ = [
-    "Energy", "InputError", "KoopmanOperator", "Rank", "fit", "get_num_threads", "kernels", "pinv", "predict",
-    "set_num_threads",
+    "Affine", "Delay", "Energy", "InputError", "KoopmanOperator", "Momentum", "Rank", "fit", "get_num_threads",
+    "kernels", "pinv", "predict", "set_num_threads",
 ]  # fmt: skip

@@ -10,14 +10,15 @@ import numpy as np
 from . import kernels
 from .arrays import Array
 from .checks import InputError, integer
-from .kernels.cpu import ALONE_ORDER
+from .kernels import lifted
+from .kernels.cpu import ALONE_ORDER, COORDINATES
 from .kernels.lapack import tridiagonalize
 from .kernels.plan import NON_FINITE, ROUTES, Plan, plan, resolution
 from .kernels.pool import each_block
 
 __all__ = [
-    "NON_FINITE", "ROUTES", "Plan", "backend_for", "cuda", "each_large_block", "get_num_threads", "kernels",
-    "plan", "resident", "resolution", "set_num_threads", "strips", "tridiagonalize",
+    "COORDINATES", "NON_FINITE", "ROUTES", "Plan", "backend_for", "cuda", "each_large_block", "get_num_threads",
+    "kernels", "lifted", "plan", "resident", "resolution", "set_num_threads", "strips", "tridiagonalize",
 ]  # fmt: skip
 
 

@@ -56,15 +56,14 @@ def step_counts(steps) -> tuple[np.ndarray, bool]:
     return np.array([integer("steps", steps, least=0)], dtype=np.int64), True
 
 
-def radius(stabilize) -> float | None:
-    """The radius that `stabilize` clips eigenvalues to; None leaves the operator as published."""
+def stabilizer(stabilize) -> float | str | None:
+    """`stabilize` as the radius that eigenvalues are clipped to, "project", or None, the operator as published."""
     if stabilize is None:
         return None
     if isinstance(stabilize, str):
-        choice("stabilize", stabilize, ("clip",))
-        return 1.0
+        return 1.0 if choice("stabilize", stabilize, ("clip", "project")) == "clip" else stabilize
     if isinstance(stabilize, bool) or not isinstance(stabilize, (int, float, np.floating)):
-        raise TypeError(f'stabilize: expected None, "clip" or a radius, got {stabilize!r}')
+        raise TypeError(f'stabilize: expected None, "clip", "project" or a radius, got {stabilize!r}')
     if not (math.isfinite(real(stabilize)) and stabilize > 0):
         raise InputError(f"stabilize: expected a radius > 0, got {stabilize}; 1.0 is the unit circle")
     return float(stabilize)

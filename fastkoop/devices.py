@@ -14,8 +14,8 @@ import numba.core.event
 import numpy as np
 
 from . import backends
-from .machine import describe_machine
-from .throughput import GEMM_ORDER, Ceilings, cache_bytes, free_memory, measure, measure_ceilings, wall
+from .machine import describe_machine, free_memory
+from .throughput import GEMM_ORDER, Ceilings, cache_bytes, measure, measure_ceilings, wall
 
 
 class Host:

@@ -6,6 +6,9 @@ import json
 import math
 import os
 import pathlib
+import threading
+from collections.abc import Callable
+from typing import BinaryIO
 
 from .checks import InputError
 
@@ -28,10 +31,25 @@ def prepare_out(out: str) -> pathlib.Path:
 
 
 def write(path: pathlib.Path, contents: bytes) -> pathlib.Path:
-    """Write beside the target, then rename: an interrupted run leaves the old file or none. Returns the path."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """`write_with` for contents that are at hand. Returns the path."""
+    return write_with(path, lambda file: file.write(contents))
+
+
+def write_with(
+    path: pathlib.Path, fill: Callable[[BinaryIO], object], check: Callable[[pathlib.Path], object] | None = None
+) -> pathlib.Path:
+    """Write beside the target, then rename: an interrupted run leaves the old file or none. Returns the path.
+
+    check: raises if what was written is not to be kept.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
-        partial.write_bytes(contents)
+        with open(partial, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if check is not None:
+            check(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -54,3 +54,22 @@ def peak_memory() -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def free_memory() -> float:
+    """Bytes this process may still take, as the system and its control group tell; 4 GiB where they do not."""
+    try:
+        meminfo = pathlib.Path("/proc/meminfo").read_text()
+        free = int(meminfo.partition("MemAvailable:")[2].split()[0]) * 1024.0
+    except (OSError, IndexError, ValueError):
+        try:
+            free = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) / 2
+        except (AttributeError, OSError, ValueError):
+            free = 4.0 * 2**30
+    group = pathlib.Path("/sys/fs/cgroup")
+    try:
+        limit, used, stat = ((group / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+        cache = stat.partition("inactive_file ")[2].split()[0]  # given up when it is needed
+        return min(free, float(limit) - float(used) + float(cache))
+    except (OSError, ValueError, IndexError):  # no control group, or one without a limit
+        return free

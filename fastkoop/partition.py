@@ -50,11 +50,13 @@ class Parameter(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A parameter's place in its group: columns start .. start + width of every row."""
+    """A parameter's place in its group: columns start .. start + width of rows first .. first + rows."""
 
     parameter: Parameter
     start: int
     width: int
+    rows: int = 1
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,6 @@ def _rows(name: str, granularity: str, members: list[Parameter], q: int | None) 
     """A row per unit."""
     pieces, start, rows = [], 0, members[0].units
     for member in members:
-        pieces.append(Piece(member, start, member.size // rows))
+        pieces.append(Piece(member, start, member.size // rows, rows))
         start += member.size // rows
     return Group(name, granularity, rows, start, tuple(pieces), q)

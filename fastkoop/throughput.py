@@ -9,7 +9,6 @@ kernel mostly reads, which memory does faster than copying, or where the last-le
 from __future__ import annotations
 
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg.blas
 from threadpoolctl import threadpool_limits
+
+from .machine import free_memory
 
 GEMM_ORDER = 1536  # a product takes tens of milliseconds on a core; larger ones are no faster
 USUAL_CACHES = {"L2": 1 << 20, "last": 32 << 20}  # where the system does not tell
@@ -274,21 +275,3 @@ def cache_bytes(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> dict[str,
     if not levels:
         return dict(USUAL_CACHES)
     return {"L2": levels.get(2, USUAL_CACHES["L2"]), "last": levels[max(levels)]}
-
-
-def free_memory() -> float:
-    """Bytes this process may still take, as the system and its control group tell; 4 GiB where they do not."""
-    try:
-        meminfo = pathlib.Path("/proc/meminfo").read_text()
-        free = int(meminfo.partition("MemAvailable:")[2].split()[0]) * 1024.0
-    except (OSError, IndexError, ValueError):
-        try:
-            free = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) / 2
-        except (AttributeError, OSError, ValueError):
-            free = 4.0 * 2**30
-    group = pathlib.Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
-        return min(free, float(limit) - float(used))
-    except (OSError, ValueError):  # no control group, or one without a limit
-        return free

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .backends import NON_FINITE
 
 JOINED = 1 << 18  # numbers in the rows of a batch up to which it is worth sharing kernel calls with others
+
+
+class Readout(NamedTuple):
+    """How weights are read out of an operator's coefficients (B, k, q)."""
+
+    backend: Any
+    snapshots: Any  # (q, ..., n) that the coefficients of tall blocks combine; a wide block's hold its weights first
+    tall: bool
+    large: bool  # blocks for BLAS and LAPACK
+
+    def states(self, coefficients, *, products: bool = True):
+        """Weights (k, B, n) in the snapshots' dtype."""
+        if self.tall:
+            return self.backend.combine(self.snapshots, coefficients, products=products)
+        return self.backend.lift(self.snapshots, coefficients, side="weights")
+
+    def rows(self, factors):
+        """Rows (r, B, n) whose combinations with coordinates y are the weights, so that snapshots need not be read."""
+        coefficients = self.backend.xp.ascontiguousarray(factors.lift.swapaxes(1, 2))
+        return self.states(coefficients, products=self.large)
 
 
 class States:
@@ -18,23 +39,36 @@ class States:
     Holds its own copy of all it needs (r rows of n numbers a block): the snapshots may be overwritten.
     """
 
-    def __init__(self, backend, parts: Sequence[tuple[np.ndarray, tuple]]):
-        """parts: (snapshots, factors) of each operator."""
-        self._backend, xp = backend, backend.xp
-        self.n = parts[0][0].shape[-1]
-        rows = _joined(xp, [backend.readout(X, factors) for X, factors in parts])
+    def __init__(self, parts: Sequence[tuple[Readout, tuple]]):
+        """parts: readout and factors of each operator."""
+        self.backend = parts[0][0].backend
+        xp, self.n = self.backend.xp, parts[0][0].snapshots.shape[-1]
+        rows = _joined(xp, [readout.rows(factors) for readout, factors in parts])
         self._factors = _coordinates(xp, [factors for _, factors in parts])
         self._bad = self._factors.route == NON_FINITE
         self._any_bad = bool(self._bad.any())
         self._weight = _largest(xp, rows)
-        self._rows = backend.rows_of(rows)
+        self._rows = self.backend.rows_of(rows)
         self.restart()
 
     def restart(self) -> None:
         """Back to the last snapshot."""
         self.steps = 0
         self._y, self._at = self._factors.start, 1  # coordinates of the state at step `_at`
-        self._first, self._held, self._bounds = 1, (), ()
+        self._first, self._held, self._bounds, self._passed = 1, (), (), None
+
+    @property
+    def coordinates(self):
+        """Coordinates (B, r) of the present state, from which `resume` goes on; None at the last snapshot."""
+        return self._passed[:, self.steps - self._first] if self.steps else None
+
+    def resume(self, steps: int, coordinates) -> None:
+        """Go on from the state `steps` past the last snapshot, as if the walk had come there."""
+        self.restart()
+        if steps:
+            self.steps = self._at = self._first = steps
+            self._y = self.backend.xp.asarray(coordinates)
+            self._passed = self._y[:, None]
 
     def step(self, count: int = 1, ahead: int = 1) -> np.ndarray:
         """The state (B, n), `count` >= 1 steps further on; one pass makes this one and the `ahead` - 1 after it.
@@ -49,22 +83,22 @@ class States:
     @np.errstate(over="ignore", invalid="ignore")  # `bound` is infinite then
     def _pass(self, at: int, ahead: int) -> None:
         if at != self._at:
-            self._y, self._at = self._backend.advance(self._factors, self._y, at - self._at), at
+            self._y, self._at = self.backend.advance(self._factors, self._y, at - self._at), at
         if ahead == 1:
-            y = self._y[:, None]
+            y = self._passed = self._y[:, None]
             self._bounds = (abs(self._y).ravel() @ self._weight.ravel(),)
         else:
-            y = self._backend.evolve(self._factors._replace(start=self._y), np.arange(1, ahead + 1))
-            xp = self._backend.xp
+            y = self._passed = self.backend.evolve(self._factors._replace(start=self._y), np.arange(1, ahead + 1))
+            xp = self.backend.xp
             self._y, self._at = xp.ascontiguousarray(y[:, -1]), at + ahead - 1
             self._bounds = xp.einsum("bkr,br->k", abs(y), self._weight).tolist()
-        self._held, self._first = self._backend.combine(self._rows, y, products=False), at
+        self._held, self._first = self.backend.combine(self._rows, y, products=False), at
         if self._any_bad:
             self._held[:, self._bad] = np.nan
 
     def at(self, steps: np.ndarray) -> np.ndarray:
         """States (k, B, n) at ascending steps >= 1, as a matrix product where that is faster; the walk stays put."""
-        states = self._backend.combine(self._rows, self._backend.evolve(self._factors, steps))
+        states = self.backend.combine(self._rows, self.backend.evolve(self._factors, steps))
         if self._any_bad:
             states[:, self._bad] = np.nan
         return states
@@ -77,7 +111,7 @@ class States:
         return self._bounds[self.steps - self._first]
 
 
-def states_together(backend, parts: Iterable[tuple[np.ndarray, tuple]]) -> tuple[list[States], list[tuple[int, slice]]]:
+def states_together(parts: Iterable[tuple[Readout, tuple]]) -> tuple[list[States], list[tuple[int, slice]]]:
     """States of many operators, small ones with the same n and dtype in one batch.
 
     Returns:
@@ -85,16 +119,16 @@ def states_together(backend, parts: Iterable[tuple[np.ndarray, tuple]]) -> tuple
     """
     batches: dict[tuple, list] = {}
     places = []
-    for i, (X, factors) in enumerate(parts):
-        B, n = len(factors.rank), X.shape[-1]
+    for i, (readout, factors) in enumerate(parts):
+        B, n = len(factors.rank), readout.snapshots.shape[-1]
         small = B * n * factors.operator.shape[1] <= JOINED
-        batch = batches.setdefault((n, X.dtype, -1 if small else i), [])
+        batch = batches.setdefault((n, readout.snapshots.dtype, -1 if small else i), [])
         first = sum(len(other.rank) for _, other in batch)
-        batch.append((X, factors))
+        batch.append((readout, factors))
         places.append((batch, slice(first, first + B)))
     order = list(batches.values())
     index = {id(batch): k for k, batch in enumerate(order)}
-    return [States(backend, batch) for batch in order], [(index[id(batch)], blocks) for batch, blocks in places]
+    return [States(batch) for batch in order], [(index[id(batch)], blocks) for batch, blocks in places]
 
 
 def _coordinates(xp, parts: list):

@@ -21,7 +21,8 @@ device; `xp` is a backend's array module, `host` copies out of its memory. Nothi
 memory safety needs: the public door, `fastkoop`, does that once.
 """
 
-from .cpu import Factors, advance, combine, evolve, fit, gram, host, lift, pinv, predict, readout, rows_of, solve, xp
+from . import lifted
+from .cpu import Factors, advance, combine, evolve, fit, gram, host, lift, pinv, predict, rows_of, solve, xp
 from .layout import aligned_empty
 from .plan import ROUTES, Plan, plan
 from .pool import get_num_threads, set_num_threads
@@ -29,6 +30,6 @@ from .spectrum import clip, eigenvalues, modes
 
 __all__ = [
     "ROUTES", "Factors", "Plan", "advance", "aligned_empty", "clip", "combine", "eigenvalues", "evolve", "fit",
-    "get_num_threads", "gram", "host", "lift", "modes", "pinv", "plan", "predict", "readout", "rows_of",
+    "get_num_threads", "gram", "host", "lift", "lifted", "modes", "pinv", "plan", "predict", "rows_of",
     "set_num_threads", "solve", "xp",
 ]  # fmt: skip

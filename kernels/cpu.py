@@ -15,6 +15,7 @@ from .pool import each_block, over_blocks
 
 xp = np  # the array module of this backend
 DIGITS = {np.dtype(np.float32): 24, np.dtype(np.float64): 53}
+COORDINATES = {"basis": (2,), "lift": (2,), "operator": (1, 2), "start": (1,)}  # axes of Factors that run over them
 
 # Blocks up to this order go through LAPACK several at a time with a BLAS thread each, larger ones one at a time.
 ALONE_ORDER = 1024
@@ -57,20 +58,20 @@ def _rule(cutoff, dtype) -> tuple[int, float, int]:
     return KINDS[kind], float(value), DIGITS[np.dtype(dtype)]
 
 
-def _quiet(function):
+def quiet(function):
     """No NumPy warning leaves the library routes: a diverged state or inverse may not fit its dtype."""
 
     @functools.wraps(function)
-    def quiet(*arguments, **options):
+    def quietly(*arguments, **options):
         with np.errstate(over="ignore", invalid="ignore"):
             return function(*arguments, **options)
 
-    return quiet
+    return quietly
 
 
 def _each(function, blocks: int, order: int) -> list:
     """function(b) of every block in BLAS and LAPACK; how many threads a block gets is decided by its order alone."""
-    return each_block(_quiet(function), blocks, alone=order <= ALONE_ORDER)
+    return each_block(quiet(function), blocks, alone=order <= ALONE_ORDER)
 
 
 def _shape(X: np.ndarray, steps: int = 1) -> tuple[Blocks, int, int, Plan]:
@@ -79,7 +80,7 @@ def _shape(X: np.ndarray, steps: int = 1) -> tuple[Blocks, int, int, Plan]:
     return source, n, m, plan(len(source.offsets), n, m, source.dtype, steps)
 
 
-@_quiet
+@quiet
 def gram(X: np.ndarray, side: str | None = None) -> np.ndarray:
     """Gram matrices of the snapshots X (m+1, ..., n): all that `solve` needs to know of them.
 
@@ -221,10 +222,10 @@ def _exactly(source: Blocks, cutoff: tuple[str, float]) -> Factors:
     )  # fmt: skip
     factors = _factors(arrays)
     failed = np.flatnonzero(factors.route == UNRESOLVED)
-    return _replace(factors, failed, _by_lapack(source.only(failed), cutoff)) if len(failed) else factors
+    return merge(factors, failed, _by_lapack(source.only(failed), cutoff)) if len(failed) else factors
 
 
-def _replace(factors: Factors, chosen: np.ndarray, exact: Factors) -> Factors:
+def merge(factors: Factors, chosen: np.ndarray, exact: Factors) -> Factors:
     """Factors with those of the chosen blocks put in their place."""
     r = max(factors.operator.shape[1], exact.operator.shape[1])
     merged = {}
@@ -233,9 +234,8 @@ def _replace(factors: Factors, chosen: np.ndarray, exact: Factors) -> Factors:
         if name == "lift" and factors.lift is factors.basis and exact.lift is exact.basis:
             merged[name] = merged["basis"]
             continue
-        axes = {"basis": (2,), "lift": (2,), "operator": (1, 2), "start": (1,)}.get(name, ())
-        merged[name] = _widened(old, axes, r)
-        merged[name][chosen] = _widened(new, axes, r)
+        merged[name] = _widened(old, COORDINATES.get(name, ()), r)
+        merged[name][chosen] = _widened(new, COORDINATES.get(name, ()), r)
     return _trim(Factors(**merged))
 
 
@@ -244,7 +244,7 @@ def _widened(array: np.ndarray, axes: tuple[int, ...], r: int) -> np.ndarray:
     return np.pad(array, [(0, r - size if axis in axes else 0) for axis, size in enumerate(array.shape)])
 
 
-@_quiet
+@quiet
 def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False) -> Factors:
     """Reduced operators of the snapshots X (m+1, ..., n), each on the route that resolves the cutoff.
 
@@ -264,7 +264,7 @@ def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False) -> Fa
     suspects = np.flatnonzero(factors.route == SVD)
     if source.dtype == np.float64:  # squares of float64 data may overflow, or vanish
         suspects = np.flatnonzero(np.isin(factors.route, (SVD, ZERO, NON_FINITE)))
-    return _replace(factors, suspects, _exactly(source.only(suspects), cutoff)) if len(suspects) else factors
+    return merge(factors, suspects, _exactly(source.only(suspects), cutoff)) if len(suspects) else factors
 
 
 def evolve(factors: Factors, steps: np.ndarray) -> np.ndarray:
@@ -292,7 +292,7 @@ def advance(factors: Factors, start: np.ndarray, steps: int) -> np.ndarray:
     return y
 
 
-@_quiet
+@quiet
 def combine(rows: np.ndarray | Blocks, coefficients: np.ndarray, *, products: bool = True) -> np.ndarray:
     """Sums over rows (q, ..., n), or their `Blocks`, with coefficients (B, k, q): (k, B, n) in rows' dtype, aligned.
 
@@ -332,32 +332,26 @@ def _combine_large(source: Blocks, coefficients: np.ndarray, out: np.ndarray) ->
             out[:states, b] = part[:, 0]
 
 
-@_quiet
-def lift(X: np.ndarray | Blocks, coefficients: np.ndarray, *, products: bool = True) -> np.ndarray:
+@quiet
+def lift(
+    X: np.ndarray | Blocks, coefficients: np.ndarray, *, side: str | None = None, products: bool = True
+) -> np.ndarray:
     """States from coefficients (B, k, q): (k, B, n) in the dtype of the snapshots X, or their `Blocks`, aligned.
 
-    Tall blocks: Fp times the coefficients, see `combine`. Wide blocks: the coefficients are the states.
+    Tall blocks: Fp times the coefficients, see `combine`. Wide blocks: the coefficients' first n are the states.
+    side: "snapshots" or "weights" to say which, where the coefficients are of more than X.
     """
     source = X if isinstance(X, Blocks) else blocks_of(X)
     n, m = source.n, source.columns - 1
-    if n > m:
+    if (side or ("snapshots" if n > m else "weights")) == "snapshots":
         after = source._replace(offsets=source.offsets + source.time_stride, columns=m)
         return combine(after, coefficients, products=products)
     out = aligned_empty((coefficients.shape[1], coefficients.shape[0], n), source.dtype)
-    out[:] = coefficients.transpose(1, 0, 2)
+    out[:] = coefficients[..., :n].transpose(1, 0, 2)
     return out
 
 
-def readout(X: np.ndarray, factors: Factors) -> np.ndarray:
-    """Rows (r, B, n) in X's dtype with K^t x_last = combine(rows, y) for y = operator^(t - 1) start.
-
-    Made once, they spare a walk through many states the pass over all snapshots at each of them.
-    """
-    large = min(X.shape[-1], len(X) - 1) > KERNEL_ORDER
-    return lift(X, np.ascontiguousarray(factors.lift.transpose(0, 2, 1)), products=large)
-
-
-@_quiet
+@quiet
 def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarray]:
     """K^steps x_last of every block, and the route each block took.
 
@@ -431,7 +425,7 @@ def _follow(source: Blocks, factors: Factors, steps: int) -> tuple[np.ndarray, n
     return states, factors.route
 
 
-@_quiet
+@quiet
 def pinv(F: np.ndarray, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarray]:
     """The pseudo-inverse of every block, and the route each block took.
 

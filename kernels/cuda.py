@@ -361,17 +361,14 @@ class Cuda:
         threads = min(256, -(-n // 32) * 32)
         self.driver.launch(f"fastkoop::combine<{NAMES[rows.dtype]}>", ctas, threads, 8 * STATES * q, arguments)
 
-    def lift(self, X, coefficients, *, products: bool = True):
-        """States (k, B, n) in X's dtype from coefficients (B, k, q), which of wide blocks are the states."""
-        if X.shape[-1] > len(X) - 1:
+    def lift(self, X, coefficients, *, side: str | None = None, products: bool = True):
+        """States (k, B, n) in X's dtype from coefficients (B, k, q), whose first n are the states of wide blocks."""
+        n = X.shape[-1]
+        if (side or ("snapshots" if n > len(X) - 1 else "weights")) == "snapshots":
             return self.combine(X[1:], coefficients, products=products)
-        out = self.xp.empty((coefficients.shape[1], coefficients.shape[0], X.shape[-1]), X.dtype)
-        self._combine(X, self.xp.ascontiguousarray(coefficients), 0, out)
+        out = self.xp.empty((coefficients.shape[1], coefficients.shape[0], n), X.dtype)
+        self._combine(X, self.xp.ascontiguousarray(coefficients[..., :n]), 0, out)
         return out
-
-    def readout(self, X, factors: Factors):
-        """Rows (r, B, n) in X's dtype with K^t x_last = combine(rows, y) for y = operator^(t - 1) start."""
-        return self.lift(X, self.xp.ascontiguousarray(factors.lift.transpose(0, 2, 1)))
 
     # The fused forms.
 

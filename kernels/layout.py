@@ -48,7 +48,8 @@ def blocks_of(X: np.ndarray) -> Blocks:
         )
     count = math.prod(batch)
     if X.size == 0:
-        return Blocks(np.zeros(1, X.dtype), np.zeros(count, np.int64), 0, 0, n, columns, tuple(batch))
+        nothing = np.broadcast_to(np.zeros(1, X.dtype), 1)  # read-only like any other, for the same signature
+        return Blocks(nothing, np.zeros(count, np.int64), 0, 0, n, columns, tuple(batch))
     strides = [stride // size for stride in X.strides]
     lowest = X[tuple(slice(None, None, -1) if stride < 0 else slice(None) for stride in strides)]
     base = -sum(stride * (length - 1) for stride, length in zip(strides, X.shape, strict=True) if stride < 0)

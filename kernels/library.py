@@ -257,22 +257,26 @@ def truncated_svd(F: np.ndarray, cutoff, digits: int, bounds: Resolution, scale:
 
 
 def reduce_svd(block: np.ndarray, cutoff, digits: int, bounds: Resolution) -> Reduced:
-    """The operator from the SVD of a (columns, n) block's own F, scaled so that nothing overflows."""
-    n, m = block.shape[1], block.shape[0] - 1
-    status, scale = scale_of(block)
+    """The operator from the SVD of a (columns, n) block's own F."""
+    X = block.astype(np.float64).T
+    return reduce_pairs(X[:, :-1], X[:, 1:], X[:, -1], cutoff, digits, bounds)
+
+
+def reduce_pairs(F: np.ndarray, Fp: np.ndarray, last: np.ndarray, cutoff, digits: int, bounds: Resolution) -> Reduced:
+    """The operator Fp F^+ and its start at x_last from the SVD of F (n, m), all scaled so that nothing overflows."""
+    n, m = F.shape
+    status, scale = scale_of(np.array([np.abs(part).max() for part in (F, Fp, last)]))
     if status != EIGEN:
         return empty(min(n, m), status)
-    X = block.astype(np.float64).T / scale
-    if not X[:, :-1].any():  # only x_last is not zero: F^+ = 0
+    F, Fp, last = F / scale, Fp / scale, last / scale
+    if not F.any():  # only x_last is not zero: F^+ = 0
         return empty(min(n, m), ZERO)
-    U, s, Vt, rank, threshold, edge = truncated_svd(X[:, :-1], cutoff, digits, bounds, scale)
+    U, s, Vt, rank, threshold, edge = truncated_svd(F, cutoff, digits, bounds, scale)
     coordinates = Vt.T / s
-    W = X[:, 1:] @ coordinates
+    W = Fp @ coordinates
     basis, lift = (U, W) if n <= m else (coordinates / scale, coordinates / scale)
     ends = (end * scale for end in _ends(s))
-    return Reduced(
-        basis, lift, U.T @ W, U.T @ X[:, -1] * scale, rank, threshold * scale, *ends, edge, SVD
-    )
+    return Reduced(basis, lift, U.T @ W, U.T @ last * scale, rank, threshold * scale, *ends, edge, SVD)
 
 
 def combine(block: np.ndarray, coefficients: np.ndarray, out: np.ndarray) -> None:

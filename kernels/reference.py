@@ -67,3 +67,30 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> np.ndarray:
     for _ in range(steps):
         w = Fp @ (Vt.T @ ((U.T @ w) / s))
     return w
+
+
+def observed(X: np.ndarray, delay: int = 1, affine: bool = False):
+    """F and Fp of a block's observables, the last of them, and what F and Fp were centred on; float64."""
+    X = np.asarray(X, np.float64)
+    origin = np.tile(X[:, X.shape[1] // 2], delay) if affine else np.zeros(delay * len(X))  # what stands still is 0
+    Z = np.concatenate([X[:, delay - 1 - k : X.shape[1] - k] for k in range(delay)]) - origin[:, None]
+    F, Fp = Z[:, :-1], Z[:, 1:]
+    before, after = (side.mean(axis=1) if affine else np.zeros(len(Z)) for side in (F, Fp))
+    return F - before[:, None], Fp - after[:, None], Z[:, -1] + origin, before + origin, after + origin
+
+
+def predict_observed(
+    X: np.ndarray, steps: int, cutoff, *, delay: int = 1, affine: bool = False, carry: bool = False,
+    project: bool = False,
+) -> np.ndarray:  # fmt: skip
+    """`predict` of a block by an operator on delayed snapshots, affine, non-expansive, with x_last's rest carried."""
+    F, Fp, z, before, after = observed(X, delay, affine)
+    U, s, Vt = truncated_svd(F, cutoff, X.dtype)
+    W = Fp @ (Vt.T / s)
+    if project:
+        P, gains, Qt = np.linalg.svd(W, full_matrices=False)
+        W = (P * np.minimum(gains, 1.0)) @ Qt
+    rest = z - before - U @ (U.T @ (z - before)) if carry and steps else 0.0
+    for _ in range(steps):
+        z = after + W @ (U.T @ (z - before))
+    return (z + rest)[: len(X)]

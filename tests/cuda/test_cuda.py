@@ -136,7 +136,7 @@ class TestFourSteps:
         for k, T in enumerate(steps):
             assert_states(states[k].reshape(2, 2, n), X, int(T), FULL)
         y = cuda.advance(factors, factors.start, 3)
-        rows = cuda.readout(data, factors)
+        rows = cuda.lift(data, cuda.xp.ascontiguousarray(factors.lift.transpose(0, 2, 1)))
         walked = cuda.driver.host(cuda.combine(rows, y[:, None]))[0]
         assert_states(walked.reshape(2, 2, n), X, 4, FULL)
 

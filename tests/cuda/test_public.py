@@ -50,6 +50,23 @@ class TestEmulated:
         assert "rank" in op.summary() and "KoopmanOperator(2 blocks" in repr(op)
         assert op.modes.shape[:2] == (2, n)
 
+    @pytest.mark.parametrize("stabilize", [None, "project"])
+    @pytest.mark.parametrize("observables", [fk.Affine(), (fk.Delay(2), fk.Affine()), "identity"])
+    def test_observables_agree_with_the_cpu(self, door, rng, n, m, dtype, observables, stabilize):
+        X = np.stack([graded(rng, n, m, dtype, 1e-9 if dtype == np.float64 else 0.2), orbit(rng, n, m, dtype)])
+        options = {"cutoff": 1e-3, "observables": observables, "stabilize": stabilize, "out_of_span": "carry"}
+        op = fk.fit(X, **options)
+        with pytest.MonkeyPatch.context() as plain:
+            plain.setattr("fastkoop.koopman.backend_for", fk.backends.backend_for)
+            expected = fk.fit(X, **options)
+        close = {"rtol": 2e-4, "atol": 2e-5}
+        for name in ("rank", "threshold", "edge", "spectral_radius", "residual"):
+            np.testing.assert_allclose(getattr(op, name), getattr(expected, name), err_msg=name, **close)
+        np.testing.assert_allclose(op.predict([2, 0, 1]), expected.predict([2, 0, 1]), **close)
+        np.testing.assert_allclose(op.walk().step(2), expected.predict(2), **close)
+        np.testing.assert_allclose(op.matrix(), expected.matrix(), **close)
+        assert np.array_equal(op.route, expected.route)
+
     def test_clipped(self, door, rng, n, m, dtype):
         X = orbit(rng, n, m, dtype, batch=(2,), decay=1.05)
         op = fk.fit(X, cutoff=1e-3, stabilize="clip")

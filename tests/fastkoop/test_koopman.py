@@ -372,7 +372,7 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("stabilize", "error", "text"),
-        [("cut", ValueError, "stabilize: expected one of 'clip', got 'cut'"), (0, ValueError, "radius > 0"),
+        [("cut", ValueError, "stabilize: expected one of 'clip', 'project', got 'cut'"), (0, ValueError, "radius > 0"),
          (-1.0, ValueError, "radius > 0"), (np.nan, ValueError, "radius > 0"), (np.inf, ValueError, "radius > 0"),
          (10**400, ValueError, "radius > 0"), (-(2**70), ValueError, "radius > 0"),
          (True, TypeError, "stabilize: expected None"), ([1.0], TypeError, "stabilize: expected None")],

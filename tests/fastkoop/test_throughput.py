@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from fastkoop.machine import free_memory
 from fastkoop.throughput import (
     COSTS,
     PARTS,
@@ -18,7 +19,6 @@ from fastkoop.throughput import (
     cache_bytes,
     copy_bandwidth,
     copy_bytes,
-    free_memory,
     matrix_rate,
     measure,
     measure_ceilings,

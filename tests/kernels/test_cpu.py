@@ -383,7 +383,7 @@ class TestFourSteps:
         kept = factors.start.copy()
         y = kernels.advance(factors, kernels.advance(factors, factors.start, 3), 3)
         np.testing.assert_array_equal(factors.start, kept)
-        states = kernels.combine(kernels.readout(X, factors), y[:, None])[0]
+        states = kernels.combine(kernels.lift(X, factors.lift.transpose(0, 2, 1)), y[:, None])[0]
         expected = kernels.lift(X, kernels.evolve(factors, np.array([7])))[0]
         np.testing.assert_allclose(states, expected, rtol=0, atol=16 * np.finfo(dtype).eps)
 
@@ -409,7 +409,7 @@ class TestFourSteps:
         X = np.zeros((5, 2, 9), dtype)
         factors = kernels.fit(X, NOISE)
         assert not kernels.lift(X, kernels.evolve(factors, np.array([1, 10**6]))).any()
-        assert not kernels.combine(kernels.readout(X, factors), factors.start[:, None]).any()
+        assert not kernels.lift(X, factors.lift.transpose(0, 2, 1)).any()
 
 
 class TestPinv:
