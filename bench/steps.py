@@ -161,6 +161,8 @@ class Koopman:
 
     def restart(self) -> None:
         """Fit anew, to the same recording."""
+        if self.phase.position:
+            self.phase.rollback()
         began = time.perf_counter()
         self.phase.fit()
         self.figures.fit.append(time.perf_counter() - began)

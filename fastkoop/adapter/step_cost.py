@@ -1,4 +1,4 @@
-"""A Koopman step against an optimizer step for anybody's model, see `fastkoop.torch_adapter.step_cost`."""
+"""A Koopman step against an optimizer step, for anybody's model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .checks import InputError
+from ..checks import InputError, integer
+from .phase import KoopmanPhase
 
 WARM_UP = 3  # optimizer steps before the clock runs
 OPTIMIZER_STEPS, KOOPMAN_STEPS = 10, 20  # in a round
@@ -86,7 +87,64 @@ class StepCost:
         return "\n".join(lines)
 
 
-def measure(phase, model: nn.Module, optimizer, closure, *, partition, rounds: int, ahead: int, jump_steps: int):
+def step_cost(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    closure: Callable,
+    partition="node",
+    *,
+    snapshots: int = 50,
+    rounds: int = 9,
+    ahead: int = 32,
+    jump_steps: int | None = None,
+    **options,
+) -> StepCost:
+    """What a Koopman phase costs beside a step of this optimizer on this model.
+
+    Trains for a few iterations more than a recording of `snapshots` needs, then times everything in turn,
+    round by round. The model's parameters, buffers and gradients, the optimizer's state and the random
+    generators (torch, NumPy, Python) are put back bit by bit, also after an exception; what else the
+    closure changes, such as where its data loader stands, is not.
+
+    Args:
+        model, partition, options: as `KoopmanPhase`, all but capacity.
+        optimizer: of the model's parameters; hooks on it run as in training.
+        closure: as for torch.optim: calls zero_grad() and backward() and returns the loss.
+        snapshots: >= 2, that an operator is fitted to.
+        rounds: of which the median is reported.
+        ahead: states that a look-ahead computes in one pass, see `KoopmanPhase.step`.
+        jump_steps: optimizer iterations to jump over; by default those of the recording.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected, what was found and the cure.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(8, 4)
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> x = torch.ones(16, 8)
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     loss = model(x).square().mean()
+    ...     loss.backward()
+    ...     return loss
+    >>> cost = step_cost(model, optimizer, closure, snapshots=5, rounds=1)
+    >>> cost.step > 0 and cost.in_optimizer_steps("optimizer_step") == 1.0
+    True
+    """
+    if "capacity" in options:
+        raise InputError("capacity: step_cost holds as many snapshots as it records; pass snapshots=")
+    snapshots = integer("snapshots", snapshots, least=2)
+    rounds, ahead = integer("rounds", rounds, least=1), integer("ahead", ahead, least=1)
+    phase = KoopmanPhase(model, partition, capacity=snapshots, **options)
+    if jump_steps is None:
+        jump_steps = snapshots * phase.every
+    jump_steps = phase.whole_steps(jump_steps, "jump_steps")
+    return _measure(
+        phase, model, optimizer, closure, partition=partition, rounds=rounds, ahead=ahead, jump_steps=jump_steps
+    )
+
+
+def _measure(phase, model: nn.Module, optimizer, closure, *, partition, rounds: int, ahead: int, jump_steps: int):
     """`step_cost` with a fresh phase whose capacity is full after that many recordings."""
     _check(model, optimizer, closure)
     with _put_back(model, optimizer):

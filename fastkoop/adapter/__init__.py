@@ -1,0 +1,1 @@
+"""What records a PyTorch model and moves it; `fastkoop.torch_adapter` has the public names."""

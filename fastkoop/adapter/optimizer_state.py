@@ -1,0 +1,172 @@
+"""What an optimizer knows besides the weights: its velocities, and what becomes of its state when weights jump.
+
+After a jump the optimizer's state is that of the iterate where the jump began. What that means:
+
+================== ================================ ======================= =======================================
+optimizer          velocity                         scale of past gradients what a jump leaves wrong under "keep"
+================== ================================ ======================= =======================================
+SGD, Muon          momentum_buffer                  -                       an old direction for 1 / (1 - momentum)
+RMSprop            momentum_buffer, if it has any   square_avg              old direction; old scale
+Adam, AdamW, NAdam exp_avg                          exp_avg_sq              old direction; old scale for 1 / (1 - b2)
+Adagrad            -                                sum                     the scale of all gradients so far
+Adadelta           -                                square_avg, acc_delta   old scale of steps for 1 / (1 - rho)
+LBFGS              d, t, old_dirs, old_stps         -                       curvature of another place: reset it
+================== ================================ ======================= =======================================
+
+"keep" is the method as published. "reset" forgets the state of the parameters that a phase records, counters such as
+Adam's `step` with it, so that its bias correction begins anew and Adagrad takes large steps again. A number in (0, 1)
+multiplies velocities and keeps the rest: a fresh direction at the old scale. No choice counts a jump's iterations as
+gradients: Adam's `step` says how many gradients it has seen. A learning-rate scheduler counts what its owner tells it:
+`KoopmanPhase.jump(schedulers=...)` steps it once for every iteration that the jump stands for.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+
+import torch
+
+from ..checks import InputError
+
+VELOCITIES = ("momentum_buffer", "exp_avg")
+
+
+def settled(choice) -> str | float:
+    """What is to become of an optimizer's state after a jump: "keep", "reset" or a factor in (0, 1).
+
+    Raises:
+        ValueError, TypeError: anything else.
+    """
+    if choice in ("keep", "reset"):
+        return choice
+    if isinstance(choice, bool) or not isinstance(choice, (int, float)):
+        raise InputError(f'optimizer_state: expected "keep", "reset" or a factor in (0, 1), got {choice!r}')
+    if not (math.isfinite(choice) and 0.0 < choice < 1.0):
+        raise InputError(
+            f'optimizer_state: expected a factor in (0, 1), got {choice}; "keep" is 1, and "reset" forgets all'
+        )
+    return float(choice)
+
+
+def can_be_stepped(schedulers: Iterable) -> list:
+    """Learning-rate schedulers that a jump can step.
+
+    Raises:
+        TypeError: something else, or one that wants a metric.
+    """
+    found = list(schedulers)
+    for one in found:
+        if not (hasattr(one, "step") and hasattr(one, "state_dict")):
+            raise TypeError(f"schedulers: expected learning-rate schedulers, got {type(one).__name__}")
+        if isinstance(one, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise TypeError("schedulers: ReduceLROnPlateau steps by a metric, not by iterations; leave it out")
+    return found
+
+
+class Rates:
+    """An optimizer's state and learning rates across a jump: settled if it is kept, put back if it fails."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer | None, schedulers: list):
+        self._optimizer, self._schedulers = optimizer, schedulers
+        self._groups = [dict(group) for group in optimizer.param_groups] if optimizer else []
+        self._states = [copy.deepcopy(scheduler.state_dict()) for scheduler in schedulers]
+
+    def settle(self, moved: Iterable[torch.Tensor], choice: str | float, steps: int) -> None:
+        """Step the schedulers, and then keep, reset or decay the state of the parameters that moved."""
+        moved = list(moved)
+        velocities = [] if self._optimizer is None else _velocities(self._optimizer, moved)
+        if isinstance(choice, float) and not velocities and self._optimizer.state:
+            raise InputError(
+                f'optimizer_state: {type(self._optimizer).__name__} keeps no velocity to decay; pass "keep" or "reset"'
+            )
+        for scheduler in self._schedulers:
+            for _ in range(steps):
+                scheduler.step()
+        if choice == "reset":
+            self._forget(moved)
+        elif choice != "keep":
+            with torch.no_grad():
+                for velocity in velocities:
+                    velocity.mul_(choice)
+
+    def _forget(self, moved: list[torch.Tensor]) -> None:
+        if isinstance(self._optimizer, torch.optim.LBFGS):  # whose state is of all parameters together
+            self._optimizer.state.clear()
+        for parameter in moved:
+            self._optimizer.state.pop(parameter, None)
+
+    def restore(self) -> None:
+        """Schedulers and learning rates as they were."""
+        for scheduler, state in zip(self._schedulers, self._states, strict=True):
+            scheduler.load_state_dict(state)
+        for group, before in zip(self._optimizer.param_groups if self._optimizer else [], self._groups, strict=True):
+            group.update(before)
+
+
+def _velocities(optimizer: torch.optim.Optimizer, moved: list[torch.Tensor]) -> list[torch.Tensor]:
+    states = (optimizer.state.get(parameter) for parameter in moved)
+    return [own[name] for own in states if own for name in VELOCITIES if _has(own, name)]
+
+
+def _has(own: dict, name: str) -> bool:
+    return isinstance(own.get(name), torch.Tensor)
+
+
+class Velocities:
+    """The velocities of an optimizer's parameters, times their learning rates."""
+
+    def __init__(self):
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._known: dict[int, tuple[str, dict]] = {}  # name and parameter group
+
+    def follow(self, optimizer: torch.optim.Optimizer, by_name: dict[str, torch.Tensor]) -> None:
+        """Take them from this optimizer."""
+        names = {id(parameter): name for name, parameter in by_name.items()}
+        self._optimizer = optimizer
+        self._known = {
+            id(parameter): (names[id(parameter)], group)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if id(parameter) in names
+        }
+
+    def __call__(self, parameter: torch.Tensor) -> torch.Tensor:
+        """A parameter's velocity.
+
+        Raises:
+            ValueError: no optimizer, or one that keeps none for it.
+        """
+        if self._optimizer is None:
+            raise InputError("observables: Momentum() reads the optimizer's velocities; call attach(optimizer) first")
+        if id(parameter) not in self._known:
+            raise InputError(
+                "observables: Momentum() found a parameter that the attached optimizer does not hold; leave it out "
+                "with exclude="
+            )
+        name, group = self._known[id(parameter)]
+        own = self._optimizer.state.get(parameter, {})
+        for buffer in VELOCITIES:
+            if _has(own, buffer):
+                return own[buffer] * group["lr"]
+        raise InputError(
+            f"observables: Momentum() finds no velocity of {name} in {type(self._optimizer).__name__} after its step; "
+            "SGD and RMSprop with momentum, Adam and its kin keep one of every parameter with a gradient; leave others "
+            "out with exclude="
+        )
+
+
+def step_was_skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step that just ended changed nothing because its gradients had overflowed.
+
+    A fused optimizer under `torch.amp.GradScaler` skips inside its step, and tells by `found_inf`; others are not
+    called at all.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> int:
+    """How many parameters it holds."""
+    return sum(len(group["params"]) for group in optimizer.param_groups)
