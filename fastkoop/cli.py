@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import signal
 import sys
 from typing import Annotated
 
-from .checks import InputError
+from .checks import InputError, integer
 from .cutoff import Energy, Rank
+from .observables import Affine, Delay, Momentum
 
 try:
     import typer
@@ -79,43 +81,127 @@ def parse_stabilize(text: str):
         return text
 
 
+def parse_observables(text: str):
+    """Observables as written on the command line: identity, or affine, delay:D and momentum with commas between."""
+    found = []
+    for part in text.split(","):
+        kind, _, value = part.strip().partition(":")
+        if kind == "delay" and value.isdigit():
+            found.append(Delay(int(value)))
+        elif kind in ("affine", "momentum") and not value:
+            found.append(Affine() if kind == "affine" else Momentum())
+        else:
+            return text  # identity, or what is refused where observables are known
+    return tuple(found)
+
+
+def parse_grid(text: str) -> dict:
+    """A sweep's grid as written on the command line, name=value,value;name=... ; delays need no comma inside."""
+    readers = {
+        "partition": str, "cutoff": parse_cutoff, "stabilize": parse_stabilize, "window": int,
+        "observables": lambda value: parse_observables(value.replace("+", ",")),
+    }  # fmt: skip
+    found = {}
+    for part in filter(None, text.split(";")):
+        name, _, values = part.strip().partition("=")
+        if name not in readers or not values:
+            raise InputError(
+                f"grid: expected NAME=VALUE,VALUE with names of {', '.join(readers)}, and ; between, got {part!r}"
+            )
+        try:
+            found[name] = [readers[name](value.strip()) for value in values.split(",")]
+        except ValueError as error:
+            raise InputError(f"grid: {name}: {error}") from None
+    return found
+
+
 @app.command()
 def compare(
-    dataset: Annotated[str, typer.Option(help="digits (bundled with scikit-learn) or mnist.")] = "digits",
+    dataset: Annotated[
+        str, typer.Option(help="digits (bundled with scikit-learn), mnist, or oscillator, whose iterations are epochs.")
+    ] = "digits",
     data_dir: Annotated[
         str | None, typer.Option(help="Folder with the MNIST IDX files; else $FASTKOOP_DATA_DIR, cache, download.")
     ] = None,
     partition: Annotated[str, typer.Option(help="weight, quasi-node, node, layer or network.")] = "node",
     q: Annotated[int | None, typer.Option(help="Weights in a quasi-node.")] = None,
-    t1: Annotated[int | None, typer.Option("--t1", help="Epochs before recording (mnist 3, digits 10).")] = None,
-    t2: Annotated[int | None, typer.Option("--t2", help="Epoch that recording ends at (mnist 5, digits 30).")] = None,
+    t1: Annotated[
+        int | None, typer.Option("--t1", help="Epochs before recording (mnist 3, digits 10, oscillator 35000).")
+    ] = None,
+    t2: Annotated[
+        int | None, typer.Option("--t2", help="Epoch that recording ends at (mnist 5, digits 30, oscillator 45000).")
+    ] = None,
     epochs: Annotated[
-        int | None, typer.Option("--T", help="Epochs that both sides then run for (mnist 1, digits 20).")
+        int | None, typer.Option("--T", help="Epochs both sides then run for (mnist 1, digits 20, oscillator 2500).")
     ] = None,
     optimizer: Annotated[str, typer.Option(help="adadelta, adam, adagrad, sgd or momentum.")] = "adadelta",
     lr: Annotated[float | None, typer.Option(help="Learning rate; the optimizer's usual one if not given.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in a mini-batch.")] = 64,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a mini-batch (64).")] = None,
     cutoff: Annotated[
         str, typer.Option(help="array_api, matlab, numpy, jax, svht, a number, rank:K or energy:SHARE.")
     ] = "array_api",
-    stabilize: Annotated[str, typer.Option(help="none, clip, or a radius that eigenvalues are clipped to.")] = "none",
+    stabilize: Annotated[
+        str, typer.Option(help="none, clip, a radius that eigenvalues are clipped to, or project.")
+    ] = "none",
+    observables: Annotated[
+        str, typer.Option(help="identity, or of affine, delay:D, momentum, several with commas between.")
+    ] = "identity",
+    window: Annotated[int, typer.Option(help="Record means of WINDOW iterates instead of single ones.")] = 1,
+    out_of_span: Annotated[str, typer.Option(help="drop or carry what the snapshots do not span.")] = "drop",
+    horizon: Annotated[
+        str | None, typer.Option(help="auto: jump as far as validation images like best; else the whole phase.")
+    ] = None,
+    recommended: Annotated[
+        bool,
+        typer.Option("--recommended", help="The cutoff, observables, stabilization and window chosen on validation."),
+    ] = False,
+    validation: Annotated[int, typer.Option(help="Images taken out of the training set to choose by.")] = 0,
     every: Annotated[int, typer.Option(help="Record each EVERY-th iteration.")] = 1,
     seeds: Annotated[int, typer.Option(help="Run seeds 0 .. SEEDS-1.")] = 1,
     eval_every: Annotated[int, typer.Option(help="Evaluate on the test set each EVAL_EVERY-th iteration.")] = 1,
     device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
     out: Annotated[str, typer.Option(help="Folder for results.json and the figures.")] = "fastkoop-compare",
+    phases: Annotated[
+        int, typer.Option(help="A whole run with PHASES of record (t2 - t1), jump (T) and rest, against no jumps.")
+    ] = 0,
+    rest: Annotated[int, typer.Option(help="Epochs to train on after each of several phases.")] = 0,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Try many settings on the same recordings; goes on where it stopped.")
+    ] = False,
+    grid: Annotated[
+        str, typer.Option(help="Of a sweep: partition=node,layer;cutoff=jax,1e-2;stabilize=none,clip;window=1,10 ...")
+    ] = "",
 ) -> None:
     """Train, record, then run the optimizer and the Koopman operator side by side."""
     with one_sentence():
         options = dict(locals())
+        for name in ("sweep", "grid", "phases", "rest"):
+            del options[name]
         options.update(T=options.pop("epochs"), cutoff=parse_cutoff(cutoff), stabilize=parse_stabilize(stabilize))
+        options.update(observables=parse_observables(observables))
+        if grid and not sweep:
+            raise InputError("grid: settings for --sweep, which was not asked for")
+        if sweep and phases:
+            raise InputError("phases: a sweep tries settings of one phase; leave --phases or --sweep out")
+        if sweep and recommended:
+            raise InputError("recommended: a sweep tries settings of its grid; leave --recommended or --sweep out")
+        if rest and not phases:
+            raise InputError("rest: epochs after each of several phases; pass --phases")
+        if sweep:
+            _sweep(options, parse_grid(grid))
+            return
+        if phases:
+            _phases(options, integer("phases", phases, least=1), integer("rest", rest, least=0))
+            return
         _compare(options)
 
 
 def _compare(options: dict) -> None:
     from .experiments.compare import Config
     from .experiments.compare import compare as run
-    from .experiments.verdict import rows, words
+    from .experiments.figures import loss_name
+    from .experiments.report import write_report
+    from .experiments.verdict import baseline_rows, rows, words
 
     config = Config(**options).checked()
     signal.signal(signal.SIGTERM, _interrupt)
@@ -132,13 +218,60 @@ def _compare(options: dict) -> None:
     except KeyboardInterrupt:
         kept = f"kept {len(done)} of {config.seeds} seeds in {config.out}/results.json" if done else "kept nothing"
         raise KeyboardInterrupt(f"interrupted; {kept}") from None
-    table = Table("", "test loss", "accuracy", "an iteration", "T phase")
+    table = Table("", loss_name(results), "accuracy", "an iteration", "T phase")
     for row in rows(results):
+        table.add_row(*row)
+    console.print(table)
+    table = Table("at the end", loss_name(results), "accuracy", "gradients", "seconds since t2", "Koopman's jump is")
+    for row in baseline_rows(results):
         table.add_row(*row)
     console.print(table)
     for line in words(results):
         console.print(line, soft_wrap=True, highlight=False)
-    console.print(f"Figures and results.json are in {config.out}", soft_wrap=True, highlight=False)
+    write_report(results, pathlib.Path(config.out))
+    console.print(f"report.html, its figures and results.json are in {config.out}", soft_wrap=True, highlight=False)
+
+
+def _sweep(options: dict, grid: dict) -> None:
+    from .experiments.config import Config
+    from .experiments.sweep import baseline_rows, best_rows
+    from .experiments.sweep import sweep as run
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with _progress() as tick:
+            results = run(Config(**options), grid, lambda seed, *state: tick(f"seed {seed}: {state[0]}", *state[1:]))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; the same command goes on from {options['out']}/sweep.json") from None
+    console = Console()
+    for title, lines in (("settings, best first", best_rows(results)), ("beside them", baseline_rows(results))):
+        table = Table(title, "validation loss", "test loss", "against the mean of the recorded, test")
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+    console.print(f"sweep.json is in {options['out']}", soft_wrap=True, highlight=False)
+
+
+def _phases(options: dict, phases: int, rest: int) -> None:
+    from .experiments.config import Config
+    from .experiments.phases import comparisons, rows
+    from .experiments.phases import run_phases as run
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with _progress() as tick:
+            config = Config(**options)
+            results = run(config, phases, rest, lambda seed, *state: tick(f"seed {seed}: {state[0]}", *state[1:]))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; seeds that were done are in {options['out']}/phases.json") from None
+    console = Console()
+    table = Table("", "gradients", "seconds", "test loss", "of the moving average")
+    for row in rows(results):
+        table.add_row(*row)
+    console.print(table)
+    for held, found in comparisons(results).items():
+        console.print(f"{held}: Koopman ends {found}", soft_wrap=True, highlight=False)
+    console.print(f"phases.png and phases.json are in {options['out']}", soft_wrap=True, highlight=False)
 
 
 def _interrupt(*_) -> None:

@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from statistics import median
 
 import numpy as np
@@ -19,81 +19,21 @@ import torch
 from torch import nn
 
 from .. import checks
-from .. import cutoff as rules
+from ..cutoff import Rank
 from ..files import prepare_out, write_json
 from ..koopman import fit
 from ..machine import describe_machine, peak_memory
-from ..partition import GRANULARITIES
-from ..torch_adapter import KoopmanPhase
-from . import datasets
-from .figures import WeightPaths, draw
-from .training import OPTIMIZERS, Batches, Evaluation, make_model, make_optimizer, train_step
+from ..observables import Momentum, resolve
+from ..torch_adapter import JumpReport, KoopmanPhase
+from . import datasets, oscillator
+from .averages import Line, Mean, Moving, Weights, apart, assign, weights_of
+from .config import Config, recommended
+from .figures import WeightPaths, draw, save
+from .spectra import spectra
+from .training import Classification, make_optimizer, torch_threads
 
-# t1, t2, T in epochs where the caller names none: the report's on MNIST
-EPOCHS = {"mnist": (3, 5, 1), "digits": (10, 30, 20)}
+EIGENVALUES = 300  # of a layer that results.json shows
 WARM_UP_SIZES = ((5, 3), (3, 5), (101, 100), (100, 101))  # (n, m): tall and wide, for the kernels and for LAPACK
-
-
-@dataclass(frozen=True)
-class Config:
-    """One comparison. Epochs, lr and q may be None: the data set's, the optimizer's, the partition's usual."""
-
-    dataset: str = "digits"
-    data_dir: str | None = None
-    partition: str = "node"
-    q: int | None = None
-    t1: int | None = None
-    t2: int | None = None
-    T: int | None = None
-    optimizer: str = "adadelta"
-    lr: float | None = None
-    batch_size: int = 64
-    cutoff: object = "array_api"
-    stabilize: object = None
-    every: int = 1
-    seeds: int = 1
-    eval_every: int = 1
-    device: str = "cpu"
-    out: str = "fastkoop-compare"
-
-    def checked(self) -> Config:
-        """The same with usual values filled in.
-
-        Raises:
-            ValueError, TypeError: naming the option, what was expected, what was found and the cure.
-        """
-        checks.choice("dataset", self.dataset, datasets.NAMES)
-        checks.choice("partition", self.partition, GRANULARITIES)
-        checks.choice("optimizer", self.optimizer, OPTIMIZERS)
-        checks.choice("device", self.device, ("cpu",))
-        if self.partition == "quasi-node" and self.q is None:
-            raise checks.InputError('q: the partition "quasi-node" needs --q, the number of weights in a block')
-        if self.partition != "quasi-node" and self.q is not None:
-            raise checks.InputError(f'q: only the partition "quasi-node" takes --q, got {self.q}')
-        if self.q is not None:
-            checks.integer("q", self.q, least=1)
-        for name in ("batch_size", "every", "seeds", "eval_every"):
-            checks.integer(name, getattr(self, name), least=1)
-        usual = dict(zip(("t1", "t2", "T"), EPOCHS[self.dataset], strict=True))
-        chosen = {name: usual[name] if (own := getattr(self, name)) is None else own for name in usual}
-        for name, epochs in chosen.items():
-            checks.integer(name, epochs, least=0)
-        if chosen["t2"] <= chosen["t1"]:
-            raise checks.InputError(
-                f"t2: expected more than t1 = {chosen['t1']} epochs, got {chosen['t2']}; recording runs from t1 to t2"
-            )
-        lr = OPTIMIZERS[self.optimizer][1] if self.lr is None else self.lr
-        if not (isinstance(lr, (int, float)) and math.isfinite(lr) and lr > 0):
-            raise checks.InputError(f"lr: expected a number > 0, got {lr}")
-        rules.resolve(self.cutoff, 2, 2, np.float32)
-        checks.radius(self.stabilize)
-        return replace(self, lr=float(lr), **chosen)
-
-    def described(self) -> dict:
-        """The config of results.json."""
-        config = {**asdict(self), "cutoff": rules.describe(self.cutoff)}
-        del config["data_dir"], config["out"]  # places on one machine mean nothing on another
-        return config
 
 
 @dataclass
@@ -102,10 +42,10 @@ class Curve:
 
     iteration: list[int] = field(default_factory=list)
     test_loss: list[float] = field(default_factory=list)
-    test_accuracy: list[float] = field(default_factory=list)
+    test_accuracy: list[float | None] = field(default_factory=list)  # None: not a classifier
     step_seconds: list[float] = field(default_factory=list)
 
-    def evaluate(self, iteration: int, loss_and_accuracy: tuple[float, float]) -> None:
+    def evaluate(self, iteration: int, loss_and_accuracy: tuple[float, float | None]) -> None:
         """Append one evaluation."""
         self.iteration.append(iteration)
         self.test_loss.append(loss_and_accuracy[0])
@@ -135,156 +75,260 @@ def compile_kernels(config: Config) -> float:
     """Make Numba compile (or load) what the comparison calls, so that no step is timed doing it; seconds."""
     began = time.perf_counter()
     random = np.random.default_rng(0)
+    options = {name: getattr(config, name) for name in ("cutoff", "observables", "stabilize", "out_of_span")}
+    observables = resolve(config.observables)
+    halves, (delay, affine) = 1 + observables.momentum, observables.observed
     for n, m in WARM_UP_SIZES:
-        X = random.normal(size=(2, n, m + 1)).astype(np.float32)
+        X = random.normal(size=(2, n * halves, m + delay + affine)).astype(np.float32)
         for refine in (False, True):  # the Gram matrix, and what a block that it cannot resolve takes
-            op = fit(X, cutoff=config.cutoff, stabilize=config.stabilize, refine=refine)
+            op = fit(X, refine=refine, **options)
             walk = op.walk()
             walk.step()
             walk.step()  # the first that advances
             op.predict(2)
             _ = op.residual, op.spectral_radius
+    fit(X, cutoff=Rank(1)).predict(2)
     return time.perf_counter() - began
 
 
-def run_seed(config: Config, data: datasets.Dataset, seed: int, tick: Callable[[str, int, int], None]):
-    """One seed: the run of results.json, and the weights' paths.
+def make_problem(config: Config) -> Classification | oscillator.Oscillator:
+    """What a checked config trains networks for."""
+    if config.dataset == oscillator.NAME:
+        return oscillator.Oscillator()
+    data = datasets.load(config.dataset, config.data_dir, progress=True)
+    return Classification(datasets.with_validation(data, config.validation), config.batch_size)
 
-    Args:
-        config: checked.
-        data: the data set.
-        seed: of the initial weights and the batches.
-        tick: called with what is going on, how many iterations of it are done, and of how many.
-    """
-    model = make_model(data.features, data.classes, seed)
-    optimizer = make_optimizer(config.optimizer, model, config.lr)
-    batches, evaluate = Batches(data, config.batch_size, seed), Evaluation(data)
-    start = [parameter.detach().clone() for parameter in model.parameters()]
-    recorded = (config.t2 - config.t1) * batches.per_epoch
-    skip = recorded % config.every  # so that the newest snapshot is the last iterate
+
+def check_lengths(config: Config, per_epoch: int) -> None:
+    """Raise if a recording would hold no pair, or a phase no step."""
+    recorded = (config.t2 - config.t1) * per_epoch
     if recorded // config.every < 2:
         raise checks.InputError(
             f"every: {recorded} recorded iterations hold fewer than 2 snapshots at every={config.every}; lower it, "
             "or record for more epochs (t2 - t1)"
         )
-    if 0 < config.T * batches.per_epoch < config.every:
+    if 0 < config.T * per_epoch < config.every:
         raise checks.InputError(
-            f"every: {config.every} iterations are longer than the T phase of {config.T * batches.per_epoch}, in which "
+            f"every: {config.every} iterations are longer than the T phase of {config.T * per_epoch}, in which "
             "no Koopman step would be made; lower it, or raise T"
         )
-    _train(model, optimizer, batches, config.t1, lambda done, of: tick("training", done, of))
 
-    phase = KoopmanPhase(
-        model,
-        config.partition,
-        config.q,
-        cutoff=config.cutoff,
-        stabilize=config.stabilize,
-        every=config.every,
-        capacity=recorded // config.every,
-    )
-    watch, path = WeightWatch(model, start), []
 
-    def record(done: int, of: int) -> None:
-        if done > skip:
-            phase.record()
-        path.append(watch.read(model))
-        tick("recording", done, of)
+class Recorded:
+    """A network that has been trained and recorded, where both sides set out from."""
 
-    _train(model, optimizer, batches, config.t2 - config.t1, record)
-    average = phase.average()
-    phase.fit()
-    trained, moved, true, predicted = _side_by_side(config, model, optimizer, phase, batches, evaluate, watch, tick)
-    final = _final(config, batches)
-    if phase.position:
-        phase.rollback()
-    jump = phase.jump(final)
-    _assign(model, average)
-    loss, accuracy = evaluate(model)
+    def __init__(self, config: Config, problem, seed: int, tick: Callable[[str, int, int], None]):
+        self.model = problem.make_model(seed)
+        self.optimizer = make_optimizer(config.optimizer, self.model, config.lr)
+        self.batches = problem.batches(seed)
+        per_epoch = self.batches.per_epoch
+        check_lengths(config, per_epoch)
+        self.iterations = (config.t2 - config.t1) * per_epoch
+        self.final = config.T * per_epoch // config.every * config.every  # what Koopman steps can reach
+        self.back = min(self.final, self.iterations - 1)  # what a prediction that goes on as before looks back on
+        initial = [parameter.detach().clone() for parameter in self.model.parameters()]
+        train(problem, self.model, self.optimizer, self.batches, config.t1, lambda *state: tick("training", *state))
+
+        skip = self.iterations % config.every  # so that the newest snapshot is the last iterate
+        self.phase = KoopmanPhase(self.model, **config.phase_options, capacity=self.iterations // config.every)
+        self.watch, self.path = WeightWatch(self.model, initial), []
+        self.moving, self.line = Moving(), Line()
+        self.before: Weights = weights_of(self.model)
+        counted = itertools.count(1)
+        self.phase.attach(self.optimizer, lambda: next(counted) > skip)
+
+        def after(done: int, of: int) -> None:
+            self.moving.add(self.model)
+            self.line.add(self.model)
+            self.path.append(self.watch.read(self.model))
+            if done == self.iterations - self.back:
+                self.before = weights_of(self.model)
+            tick("recording", done, of)
+
+        train(problem, self.model, self.optimizer, self.batches, config.t2 - config.t1, after)
+        self.phase.detach()
+        self.start, self.average = weights_of(self.model), self.phase.average()
+
+
+def run_seed(config: Config, problem, seed: int, tick: Callable[[str, int, int], None]):
+    """One seed: the run of results.json, and the weights' paths.
+
+    Args:
+        config: checked.
+        problem: what the networks are trained for, see `make_problem`.
+        seed: of the initial weights and the batches.
+        tick: called with what is going on, how many iterations of it are done, and of how many.
+    """
+    made = Recorded(config, problem, seed, tick)
+    made.phase.fit()
+    jump, jumped = _jumped(config, problem, made)
+    cost = made.phase.record_seconds + made.phase.fit_seconds + jump.seconds + jumped["guard_seconds"]
+    trained, moved, true, predicted, ends = _side_by_side(config, problem, made, cost, tick)
+    states = {"before": made.before, "start": made.start, "average": made.average, **ends}
     run = {
         "seed": seed,
         "optimizer": asdict(trained),
         "koopman": {
             **asdict(moved),
-            "record_seconds": phase.record_seconds,
-            "fit_seconds": phase.fit_seconds,
+            "record_seconds": made.phase.record_seconds,
+            "fit_seconds": made.phase.fit_seconds,
             "jump_seconds": jump.seconds,
+            "jumped": jumped,
             "rank": {layer.name: list(layer.rank) for layer in jump.layers},
             "spectral_radius": {layer.name: layer.spectral_radius for layer in jump.layers},
             "residual": {layer.name: layer.residual for layer in jump.layers},
             "kept": {layer.name: layer.kept for layer in jump.layers},
         },
-        "average": {"test_loss": loss, "test_accuracy": accuracy},
+        "average": judged(problem, made.model, made.average),
+        "baselines": _baselines(config, problem, made, states, sum(trained.step_seconds)),
     }
-    steps = np.arange(config.every, final + 1, config.every)
+    if seed == 0:
+        run["koopman"]["eigenvalues"] = {layer.name: _eigenvalues(layer.operators) for layer in jump.layers}
+    run |= problem.measures(run, states, recorded=made.iterations, back=made.back, ahead=made.final)
+    steps = np.arange(config.every, made.final + 1, config.every)
     if not len(steps):
         return run, None
-    recorded_at = np.arange(1 - recorded, 1)
-    return run, WeightPaths(
-        watch.labels, recorded_at, np.array(path), steps, np.array(true)[steps - 1], np.array(predicted)
-    )
+    recorded_at = np.arange(1 - made.iterations, 1)
+    paths = np.array(made.path), steps, np.array(true)[steps - 1], np.array(predicted)
+    return run, WeightPaths(made.watch.labels, recorded_at, *paths)
 
 
-def _train(model, optimizer, batches: Batches, epochs: int, after: Callable[[int, int], None]) -> None:
+def judged(problem, model: nn.Module, weights: Weights) -> dict:
+    """What some weights are worth: loss and accuracy on the test set, and the loss on validation images, if any."""
+    assign(model, weights)
+    loss, accuracy = problem.evaluate(model)
+    found = {"test_loss": loss, "test_accuracy": accuracy}
+    return found | ({"validation_loss": problem.evaluate(model, "validation")[0]} if problem.validates else {})
+
+
+def _jumped(config: Config, problem, made: Recorded) -> tuple[JumpReport, dict]:
+    """Straight to the end of the phase and back: the report, where it led, and what its guard cost."""
+    spent = 0.0
+
+    def guard() -> float:
+        nonlocal spent
+        began = time.perf_counter()
+        loss, _ = problem.evaluate(made.model, "validation")
+        spent += time.perf_counter() - began
+        return loss
+
+    jump = made.phase.jump(made.final, guard if config.horizon else None, config.horizon)
+    there = weights_of(made.model)
+    found = {"steps": jump.steps, "rolled_back": jump.rolled_back, "guard_seconds": spent}
+    found |= judged(problem, made.model, there)
+    distance = apart(made.start, made.average)
+    found["from_mean"] = apart(there, made.average) / distance if distance else math.nan
+    assign(made.model, there)
+    if made.phase.position:
+        made.phase.rollback()
+    assign(made.model, made.start)
+    return jump, found
+
+
+def _eigenvalues(operators) -> list[list[float]]:
+    """The largest of a layer's eigenvalues, as [real, imaginary]."""
+    values = np.concatenate([np.asarray(op.eigenvalues).ravel() for op in operators])
+    values = values[np.argsort(-np.abs(values), kind="stable")][:EIGENVALUES]
+    return [[float(value.real), float(value.imag)] for value in values[np.abs(values) > 0]]
+
+
+def _baselines(config: Config, problem, made: Recorded, states: dict[str, Weights], phase_seconds: float) -> dict:
+    """What one would do without an operator, or with an empty one, beside what it takes.
+
+    By name: loss, accuracy, "gradients" (optimizer iterations since the first), and "seconds" since t2, recording
+    included. At t2: "start" (no jump), "mean" of the recorded iterates and "moving" average, the "line" through them
+    at the last, "rank one" (a jump with every block's operator of rank 1: the null model of a projection). At the end:
+    "optimizer", "optimizer mean" over as many of its last iterates as were recorded, "optimizer moving"; and at "equal
+    time" the optimizer's iterate when it had taken as long as recording, fit and jump.
+    """
+    at_t2, epochs = config.t2 * made.batches.per_epoch, {}
+    count = made.final // config.every
+    began = time.perf_counter()
+    plain = Momentum() if resolve(config.observables).momentum else "identity"
+    made.phase.fit(cutoff=Rank(1), observables=plain, stabilize=None, out_of_span="drop")
+    made.phase.jump(count * config.every)
+    rank_one, fitting = weights_of(made.model), time.perf_counter() - began
+    free, ends = made.phase.record_seconds, at_t2 + made.final
+    epochs["start"] = made.start, at_t2, 0.0
+    epochs["mean"] = made.average, at_t2, free
+    epochs["moving"] = made.moving.weights, at_t2, made.moving.seconds
+    epochs["line"] = made.line.weights, at_t2, made.line.seconds
+    epochs["rank one"] = rank_one, at_t2, free + fitting
+    epochs["optimizer"] = states["optimizer"], ends, phase_seconds
+    for name in ("optimizer mean", "optimizer moving", "equal time"):
+        if name in states:
+            weights, gradients, seconds = states[name]
+            epochs[name] = weights, at_t2 + gradients, seconds
+    return {
+        name: {**judged(problem, made.model, weights), "gradients": gradients, "seconds": seconds}
+        for name, (weights, gradients, seconds) in epochs.items()
+    }
+
+
+def train(problem, model, optimizer, batches, epochs: int, after: Callable[[int, int], None]) -> None:
     """Train for some epochs; after(done, of) follows every iteration."""
-    for done, (images, labels) in enumerate(_epochs(batches, epochs), 1):
-        train_step(model, optimizer, images, labels)
+    for done, batch in enumerate(_epochs(batches, epochs), 1):
+        problem.train_step(model, optimizer, *batch)
         after(done, epochs * batches.per_epoch)
 
 
-def _side_by_side(config, model, optimizer, phase, batches, evaluate, watch, tick):
+def _side_by_side(config: Config, problem, made: Recorded, cost: float, tick):
     """The T phase: a twin of the model trains on, while Koopman steps move the model, one after the other.
 
     In turn, so that a machine whose speed drifts treats both alike. Fetching a batch is not timed. Where `every`
     does not divide the phase, both sides stop at the last iteration that a Koopman step reaches.
 
+    Args:
+        cost: seconds of a whole Koopman phase by one jump; where the optimizer has taken as long is noted.
+
     Returns:
-        The optimizer's and Koopman's curve, and the watched weights' path of each.
+        The optimizer's and Koopman's curve, the watched weights' path of each, and weights: where each ended, and as
+        (weights, iterations, seconds) the optimizer's averages and its iterate at equal time.
     """
-    twin, twin_optimizer = copy.deepcopy((model, optimizer))
+    phase, model, final = made.phase, made.model, made.final
+    twin, twin_optimizer = copy.deepcopy((model, made.optimizer))
     trained, moved, true, predicted = Curve(), Curve(), [], []
+    mean, moving, taken, equal = Mean(), Moving(), 0.0, None
     for curve in (trained, moved):
-        curve.evaluate(0, evaluate(model))
-    final = _final(config, batches)
+        curve.evaluate(0, problem.evaluate(model))
     stride = math.lcm(config.every, config.eval_every)
-    for iteration, (images, labels) in enumerate(itertools.islice(_epochs(batches, config.T), final), 1):
+    for iteration, batch in enumerate(itertools.islice(_epochs(made.batches, config.T), final), 1):
         began = time.perf_counter()
-        train_step(twin, twin_optimizer, images, labels)
+        problem.train_step(twin, twin_optimizer, *batch)
         trained.step_seconds.append(time.perf_counter() - began)
-        true.append(watch.read(twin))
+        taken += trained.step_seconds[-1]
+        if equal is None and taken >= cost:
+            equal = weights_of(twin), iteration, taken
+        if iteration > final - made.iterations:
+            mean.add(twin)
+        moving.add(twin)
+        true.append(made.watch.read(twin))
         if iteration % config.every == 0:
             began = time.perf_counter()
             phase.step()
             moved.step_seconds.append(time.perf_counter() - began)
-            predicted.append(watch.read(model))
+            predicted.append(made.watch.read(model))
         if iteration == final or iteration % stride == 0:
-            trained.evaluate(iteration, evaluate(twin))
-            moved.evaluate(iteration, evaluate(model))
+            trained.evaluate(iteration, problem.evaluate(twin))
+            moved.evaluate(iteration, problem.evaluate(model))
         tick(f"{config.optimizer} and Koopman", iteration, final)
-    return trained, moved, true, predicted
+    ends = {"optimizer": weights_of(twin), "koopman": weights_of(model)}
+    if final:
+        ends["optimizer mean"] = mean.weights, final, taken + mean.seconds
+        ends["optimizer moving"] = moving.weights, final, taken + moving.seconds
+    return trained, moved, true, predicted, ends | ({"equal time": equal} if equal else {})
 
 
-def _final(config: Config, batches: Batches) -> int:
-    """Iterations of the T phase: what Koopman steps can reach."""
-    return config.T * batches.per_epoch // config.every * config.every
-
-
-def _epochs(batches: Batches, epochs: int):
+def _epochs(batches, epochs: int):
     for _ in range(epochs):
         yield from batches.epoch()
-
-
-@torch.no_grad()
-def _assign(model: nn.Module, values: dict[str, torch.Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(values[name])
 
 
 def compare(config: Config, tick: Callable[[int, str, int, int], None] = lambda *_: None) -> dict:
     """Run a comparison and write results.json and the figures into `config.out`.
 
     results.json is rewritten, whole, after every seed, so that an interrupted run keeps the seeds that are
-    done; its "complete" tells. Training is on the CPU, with PyTorch's own threads.
+    done; its "complete" tells. Training is on the CPU, with PyTorch's own threads; the oscillator takes one.
 
     Args:
         config: what to compare; checked here.
@@ -299,19 +343,24 @@ def compare(config: Config, tick: Callable[[int, str, int, int], None] = lambda 
     """
     config = config.checked()
     out = prepare_out(config.out)
-    data = datasets.load(config.dataset, config.data_dir, progress=True)
+    problem = make_problem(config)
+    if config.recommended:
+        config = recommended(config, problem.batches(0).per_epoch)
     machine = describe_machine()
     machine["compile_seconds"] = compile_kernels(config)
     results = {"config": config.described(), "machine": machine, "runs": [], "complete": False}
     paths = None
     for seed in range(config.seeds):
-        run, run_paths = run_seed(config, data, seed, lambda *state, seed=seed: tick(seed, *state))
+        with torch_threads(problem.threads):
+            run, run_paths = run_seed(config, problem, seed, lambda *state, seed=seed: tick(seed, *state))
         paths = paths or run_paths
         results["runs"].append(run)
         results["complete"] = seed + 1 == config.seeds
         machine["peak_memory_bytes"] = peak_memory()
         write_json(out / "results.json", results)
     draw(results, paths, out)
+    if (figure := spectra(results)) is not None:
+        save(figure, out / "spectra.png")
     return results
 
 
@@ -321,7 +370,7 @@ def seconds(run: dict, side: str) -> dict[str, float]:
     walked = sum(own["step_seconds"])
     if side == "optimizer":
         return {"step": _median(own["step_seconds"]), "phase": walked, "jump": walked}
-    overhead = own["record_seconds"] + own["fit_seconds"]
+    overhead = own["record_seconds"] + own["fit_seconds"] + own.get("jumped", {}).get("guard_seconds", 0.0)
     return {
         "step": _median(own["step_seconds"]),
         "phase": overhead + walked,

@@ -8,7 +8,7 @@ import math
 import os
 import zlib
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,7 @@ class Dataset:
         train_labels: (N,) int64, in 0 .. classes - 1.
         test_images: (M, features) float32, scaled like `train_images`.
         test_labels: (M,) int64.
+        validation_images, validation_labels: likewise, taken out of the training part; None if there are none.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Dataset:
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    validation_images: np.ndarray | None = None
+    validation_labels: np.ndarray | None = None
 
     @property
     def features(self) -> int:
@@ -95,6 +98,31 @@ def load(name: str, data_dir: str | os.PathLike | None = None, *, progress: bool
     """
     choice("dataset", name, NAMES)
     return _digits() if name == "digits" else _mnist(data_dir, progress)
+
+
+def with_validation(data: Dataset, count: int) -> Dataset:
+    """The data set with `count` training images taken out to choose by, the same for every seed; 0 takes none.
+
+    Raises:
+        InputError: fewer than one image would be left to train on.
+
+    >>> split = with_validation(load("digits"), 400)
+    >>> len(split.train_images), len(split.validation_images)
+    (1037, 400)
+    """
+    if not count:
+        return data
+    if count >= len(data.train_images):
+        raise InputError(
+            f"validation: expected fewer than the {len(data.train_images)} training images of {data.name}, got {count}"
+        )
+    out = np.zeros(len(data.train_images), dtype=bool)
+    out[np.random.default_rng(0).permutation(len(out))[:count]] = True
+    images, labels = data.train_images, data.train_labels
+    return replace(
+        data, train_images=images[~out], train_labels=labels[~out], validation_images=images[out],
+        validation_labels=labels[out],
+    )  # fmt: skip
 
 
 def _digits() -> Dataset:

@@ -22,7 +22,8 @@ from ..files import write
 
 _WIDTH, _HEIGHT, _DPI = 7.0, 4.2, 120  # inches, inches, dots per inch
 # Okabe and Ito's palette: distinct under the common colour blindnesses.
-_COLOURS = {"optimizer": "#0072B2", "koopman": "#D55E00"}
+BLUE, RED = "#0072B2", "#D55E00"
+_COLOURS = {"optimizer": BLUE, "koopman": RED}
 _GREEN, _GREY = "#009E73", "#6A6A6A"
 _NAMES = {"adadelta": "AdaDelta", "adam": "Adam", "adamw": "AdamW", "adagrad": "Adagrad", "sgd": "SGD"}
 
@@ -60,16 +61,28 @@ def draw(results: dict, paths: WeightPaths | None, out: pathlib.Path) -> list[pa
         out: a folder, created if need be. Each file appears complete or not at all.
 
     Returns:
-        The paths of accuracy.png, loss.png, time.png and, with `paths`, weights.png: 840 x 504 pixels, and
-        weights.png is higher when it has more than two rows of panels.
+        The paths of accuracy.png (not of the oscillator, which classifies nothing), loss.png, time.png and, with
+        `paths`, weights.png: 840 x 504 pixels, and weights.png is higher when it has more than two rows of panels.
     """
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     figures = {"accuracy.png": _accuracy, "loss.png": _loss, "time.png": _time}
+    if _of_oscillator(results):
+        del figures["accuracy.png"]
     if paths is not None and len(paths.labels):
         figures["weights.png"] = functools.partial(_weights, paths=paths)
     with np.errstate(all="ignore"):  # diverged curves hold inf, nan and 1e300: expected here
-        return [_save(make(results), out / name) for name, make in figures.items()]
+        return [save(make(results), out / name) for name, make in figures.items()]
+
+
+def _of_oscillator(results):
+    """Whether the problem is the oscillator: its loss is a residual, its epochs are iterations."""
+    return (results.get("config") or {}).get("dataset") == "oscillator"
+
+
+def loss_name(results):
+    """What the losses of a comparison are."""
+    return "residual loss" if _of_oscillator(results) else "test loss"
 
 
 def _accuracy(results):
@@ -88,8 +101,9 @@ def _loss(results):
     shown = np.log10(full[np.isfinite(full) & (full > 0)])
     log = bool(shown.size and np.ptp(shown) > np.log10(3))
     view = _View.of(base, full, reach=4, least=0.1, log=log)
-    ylabel = "test loss (log scale)" if log else "test loss"
-    return _evaluated(results, points, average, view, "Test loss", ylabel, "")
+    name = loss_name(results)
+    ylabel = f"{name} (log scale)" if log else name
+    return _evaluated(results, points, average, view, name.capitalize(), ylabel, "")
 
 
 def _evaluated(results, points, average, view, what, ylabel, unit):
@@ -316,16 +330,19 @@ def _setting(results):
     """What was compared, as far as the config says it; no-break spaces keep each part together."""
     config, seeds = dict(results.get("config") or {}), len(results.get("runs") or ())
     config["optimizer"] = _names(results)["optimizer"] if config.get("optimizer") else None
-    config["every"] = None if config.get("every") == 1 else config.get("every")
+    usual = {"every": 1, "window": 1, "observables": "identity", "out_of_span": "drop", "validation": 0}
+    config |= {key: None for key, value in usual.items() if config.get(key) == value}
     words = {"dataset": "{}", "partition": "partition {}", "q": "q = {}", "t1": "t1 = {}", "t2": "t2 = {}"}
-    words |= {"T": "T = {} epochs", "optimizer": "{}", "lr": "lr {}", "batch_size": "batch {}"}
+    unit = "iterations" if _of_oscillator(results) else "epochs"
+    words |= {"T": f"T = {{}} {unit}", "optimizer": "{}", "lr": "lr {}", "batch_size": "batch {}"}
     words |= {"cutoff": "cutoff {}", "stabilize": "stabilize {}", "every": "every {}", "device": "{}"}
+    words |= {"window": "window {}", "observables": "observables {}", "out_of_span": "{} what is not spanned"}
     said = [text.format(config[key]) for key, text in words.items() if config.get(key) is not None]
     said.append(f"{seeds} seed" if seeds == 1 else f"{seeds} seeds (median: thick)")
     return "\u00a0· ".join(part.replace(" ", "\u00a0") for part in said)
 
 
-def _figure(results, title, notes, rows=1, columns=1):
+def _figure(results, title, notes, rows=1, columns=1, sharex=True):
     """A figure under its heading (a title, the setting, coloured notes), and its axes in reading order."""
     lines = [(line, _GREY) for line in textwrap.wrap(_setting(results), 132)]
     lines += [(line, colour) for note, colour in notes for line in textwrap.wrap(note, 132)]
@@ -338,7 +355,12 @@ def _figure(results, title, notes, rows=1, columns=1):
     fig.text(y=1 - 0.09 / height, s=title, fontsize=11.5, weight="bold", **style)
     for i, (line, colour) in enumerate(lines):
         fig.text(y=1 - (0.34 + 0.15 * i) / height, s=line, fontsize=8, color=colour, **style)
-    return fig, list(fig.subplots(rows, columns, sharex=True, squeeze=False).flat)
+    return fig, list(fig.subplots(rows, columns, sharex=sharex, squeeze=False).flat)
+
+
+def panels(results, title, rows, columns):
+    """A figure of square panels under the usual heading, and its axes in reading order."""
+    return _figure(results, title, [], rows, columns, sharex=False)
 
 
 def _plot(ax, curves, view, colour, label, width):
@@ -373,14 +395,19 @@ def _finish(fig, axes, views, results, ylabel):
         ax.spines[["top", "right"]].set_visible(False)
         if not ax.lines:
             ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", color=_GREY)
-    y = fig.texts[-1].get_position()[1] - 0.25 / fig.get_figheight()  # under the heading's last line
-    place = {"loc": "center left", "bbox_to_anchor": (0.015, y), "borderpad": 0, "borderaxespad": 0}
-    fig.legend(*axes[0].get_legend_handles_labels(), ncols=3, fontsize=8.5, frameon=False, **place)
+    legend(fig, axes[0])
     t2 = (results.get("config") or {}).get("t2")
-    epoch = "" if t2 is None else f" (the end of epoch {t2})"
+    epoch = "" if t2 is None else f" (the end of {'iteration' if _of_oscillator(results) else 'epoch'} {t2})"
     fig.supxlabel("iteration after t2" + epoch, fontsize=9.5)
     fig.supylabel(ylabel, fontsize=9.5)
     return fig
+
+
+def legend(fig, ax):
+    """One legend for all panels, under the heading's last line."""
+    y = fig.texts[-1].get_position()[1] - 0.25 / fig.get_figheight()
+    place = {"loc": "center left", "bbox_to_anchor": (0.015, y), "borderpad": 0, "borderaxespad": 0}
+    fig.legend(*ax.get_legend_handles_labels(), ncols=4, fontsize=8.5, frameon=False, **place)
 
 
 def _ticks(ax, view, many):
@@ -396,7 +423,7 @@ def _ticks(ax, view, many):
     ax.yaxis.set_minor_locator(NullLocator())
 
 
-def _save(fig, path):
+def save(fig, path):
     png = io.BytesIO()
     fig.canvas.print_png(png)
     return write(path, png.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 
@@ -74,14 +75,54 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images, label
 
 
 class Evaluation:
-    """Loss and accuracy over the whole test set."""
+    """Loss and accuracy over the whole test set, or the images that were taken out of the training set to choose by."""
 
     def __init__(self, data: Dataset):
-        self.images, self.labels = torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)
+        parts = {"test": (data.test_images, data.test_labels)}
+        if data.validation_images is not None:
+            parts["validation"] = data.validation_images, data.validation_labels
+        self.parts = {name: tuple(map(torch.from_numpy, part)) for name, part in parts.items()}
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module) -> tuple[float, float]:
+    def __call__(self, model: nn.Module, part: str = "test") -> tuple[float, float]:
         """Mean cross-entropy and share of right answers."""
-        logits = model(self.images)
-        accuracy = (logits.argmax(dim=1) == self.labels).double().mean()
-        return float(functional.cross_entropy(logits, self.labels)), float(accuracy)
+        images, labels = self.parts[part]
+        logits = model(images)
+        accuracy = (logits.argmax(dim=1) == labels).double().mean()
+        return float(functional.cross_entropy(logits, labels)), float(accuracy)
+
+
+class Classification:
+    """The report's problem: its network learns the labels of a data set. The oscillator has the same methods."""
+
+    threads: int | None = None  # PyTorch's own
+    train_step = staticmethod(train_step)
+
+    def __init__(self, data: Dataset, batch_size: int):
+        self._data, self._batch_size = data, batch_size
+        self.evaluate = Evaluation(data)
+        self.validates = data.validation_images is not None
+
+    def make_model(self, seed: int) -> nn.Sequential:
+        """The network for this seed."""
+        return make_model(self._data.features, self._data.classes, seed)
+
+    def batches(self, seed: int) -> Batches:
+        """The mini-batches for this seed."""
+        return Batches(self._data, self._batch_size, seed)
+
+    def measures(self, *_, **__) -> dict:
+        """Nothing beside the curves."""
+        return {}
+
+
+@contextlib.contextmanager
+def torch_threads(count: int | None):
+    """PyTorch held to `count` threads; None leaves it alone."""
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from statistics import median
+from statistics import median, stdev
 
 from .compare import seconds
+from .movement import words as movement_words
+from .oscillator import NAME as OSCILLATOR
+from .paired import SIGNIFICANT, paired
 
 OPTIMIZER, KOOPMAN, AVERAGE = "optimizer", "koopman", "average"
 
@@ -25,9 +28,10 @@ def final_loss(run: dict, side: str) -> float:
 
 
 def final_accuracy(run: dict, side: str) -> float:
-    """Test accuracy likewise."""
+    """Test accuracy likewise; nan of what classifies nothing."""
     accuracy = run[side]["test_accuracy"]
-    return accuracy[-1] if isinstance(accuracy, list) else accuracy
+    accuracy = accuracy[-1] if isinstance(accuracy, list) else accuracy
+    return math.nan if accuracy is None else accuracy
 
 
 def rows(results: dict) -> list[tuple[str, ...]]:
@@ -45,8 +49,55 @@ def rows(results: dict) -> list[tuple[str, ...]]:
             phase = f"{_over_seeds(results, lambda run, side=side: seconds(run, side)['phase']):.3g} s"
         if side == KOOPMAN:
             phase += f" ({_over_seeds(results, lambda run: seconds(run, KOOPMAN)['jump']):.3g} s by jump)"
-        table.append((label, f"{loss:.4g}", f"{accuracy:.2%}", step, phase))
+        table.append((label, f"{loss:.4g}", "-" if math.isnan(accuracy) else f"{accuracy:.2%}", step, phase))
     return table
+
+
+BASELINES = {
+    "start": "no jump: the last recorded iterate",
+    "mean": "mean of the recorded iterates (SWA)",
+    "moving": "moving average of the recorded iterates",
+    "line": "the line through the recorded iterates, at the last",
+    "rank one": "a jump with operators of rank 1",
+    "equal time": "{name}, as long as the Koopman phase took",
+    "optimizer": "{name}, to the end of the phase",
+    "optimizer mean": "{name}, mean of its last iterates there",
+    "optimizer moving": "{name}, moving average there",
+}
+
+
+def baseline_rows(results: dict) -> list[tuple[str, ...]]:
+    """A line per baseline and for the jump: who, test loss (mean and spread), accuracy, gradients, seconds since t2,
+    and how far Koopman's jump is from it."""
+    runs, name = results["runs"], results["config"]["optimizer"]
+    jump = [_worst_as_infinite(run[KOOPMAN]["jumped"]["test_loss"]) for run in runs]
+    spent = _over_seeds(results, lambda run: seconds(run, KOOPMAN)["jump"])
+    table = [(
+        f"Koopman, {results['config']['partition']}, one jump", _spread(jump),
+        _share([run[KOOPMAN]["jumped"]["test_accuracy"] for run in runs]),
+        str(runs[0]["baselines"]["mean"]["gradients"]), f"{spent:.3g}", "",
+    )]  # fmt: skip
+    for key, label in BASELINES.items():
+        own = [run["baselines"].get(key) for run in runs]
+        if None in own:  # the optimizer took less time than the phase on some seed
+            continue
+        losses = [_worst_as_infinite(each["test_loss"]) for each in own]
+        table.append((
+            label.format(name=name), _spread(losses), _share([each["test_accuracy"] for each in own]),
+            f"{median(each['gradients'] for each in own):g}", f"{median(each['seconds'] for each in own):.3g}",
+            str(paired(jump, losses)),
+        ))  # fmt: skip
+    return table
+
+
+def _spread(values: list[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    mean = sum(values) / len(values)
+    return f"{mean:.4f} ± {stdev(values):.4f}" if len(values) > 1 and math.isfinite(mean) else f"{mean:.4g}"
+
+
+def _share(values: list[float | None]) -> str:
+    return "-" if None in values else f"{sum(values) / len(values):.2%}"
 
 
 def milliseconds(value: float) -> str:
@@ -57,7 +108,8 @@ def milliseconds(value: float) -> str:
 def words(results: dict) -> list[str]:
     """Which side won and by how much, in loss and in time including recording and fit."""
     name = results["config"]["optimizer"]
-    return [*_loss_words(results, name), *_time_words(results, name)]
+    entries = [run[OSCILLATOR] for run in results["runs"] if OSCILLATOR in run]
+    return [*_loss_words(results, name), *movement_words(entries, name), *_time_words(results, name)]
 
 
 def _loss_words(results: dict, name: str) -> list[str]:
@@ -77,10 +129,31 @@ def _loss_words(results: dict, name: str) -> list[str]:
     best = min(((loss, at) for run in runs for at, loss in _dip(run)), default=None)
     if best:
         lines.append(f"On the way Koopman is best at iteration {best[1]}, with a loss {best[0]:.1%} of its start's.")
+    found = paired(*([final_loss(run, side) for run in runs] for side in (KOOPMAN, AVERAGE)))
     verdict = "beats" if koopman < average else "does not beat"
+    sure = "" if len(runs) == 1 or found.p < SIGNIFICANT else ", which chance may have done"
+    said = f", {found}{sure}" if len(runs) > 1 else ""
     lines.append(
-        f"It {verdict} the mean of the recorded iterates ({average:.4g}), which costs next to nothing."
+        f"It {verdict} the mean of the recorded iterates ({average:.4g}), which costs next to nothing{said}."
     )
+    return [*lines, *_jump_words(results)]
+
+
+def _jump_words(results: dict) -> list[str]:
+    """Where a guarded jump led, and whether Koopman's weights are the mean of the recorded in disguise."""
+    runs, lines = results["runs"], []
+    if any("jumped" not in run[KOOPMAN] for run in runs):  # results of an earlier version
+        return []
+    if results["config"].get("horizon"):
+        chosen = ", ".join("back" if run[KOOPMAN]["jumped"]["rolled_back"] else str(run[KOOPMAN]["jumped"]["steps"])
+                           for run in runs)  # fmt: skip
+        loss = _over_seeds(results, lambda run: _worst_as_infinite(run[KOOPMAN]["jumped"]["test_loss"]))
+        count = results["config"]["validation"]
+        lines.append(f"By the loss on {count} validation images the guarded jump goes {chosen} iterations far, "
+                     f"where the test loss is {loss:.4g}.")  # fmt: skip
+    distance = _over_seeds(results, lambda run: run[KOOPMAN]["jumped"]["from_mean"])
+    if math.isfinite(distance):
+        lines.append(f"The jump ends {distance:.3g} times as far from that mean as it set out.")
     return lines
 
 

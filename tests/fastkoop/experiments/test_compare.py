@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+import fastkoop as fk
 from fastkoop import InputError
 from fastkoop.experiments.compare import Config, compare, seconds
 from fastkoop.experiments.verdict import rows, words
 
-FIGURES = ("accuracy.png", "loss.png", "time.png", "weights.png")
+FIGURES = ("accuracy.png", "loss.png", "spectra.png", "time.png", "weights.png")
 QUICK = {"t1": 1, "t2": 3, "T": 1}
 
 
@@ -76,6 +77,7 @@ print(len(before) > 0, sorted(signatures() - before))
         {},
         {"partition": "layer", "t2": 7, "stabilize": "clip"},  # 138 snapshots: LAPACK
         {"partition": "weight", "cutoff": "svht", "every": 3},
+        {"dataset": "oscillator", "t1": 10, "t2": 210, "T": 10},
     ],
 )
 def test_no_kernel_is_compiled_or_loaded_once_training_has_begun(options, tmp_path):
@@ -173,6 +175,18 @@ def test_every_setting_runs(options, tmp_path):
     assert (tmp_path / "weights.png").exists() == (options.get("T", 1) > 0)
 
 
+def test_recommended_settings_follow_the_recording(tmp_path):
+    """Twelve means of the recording, whatever else was asked for; written down as what they are."""
+    asked = {"t1": 1, "t2": 4, "T": 1, "recommended": True, "cutoff": "jax", "stabilize": "clip", "every": 2}
+    results = compare(Config(**asked, partition="layer", out=str(tmp_path)))
+    config = results["config"]
+    assert (config["cutoff"], config["observables"], config["stabilize"]) == ("Rank(k=1)", "Affine()", 0.875)
+    assert config["window"] == config["every"] == 3 * 23 // 12
+    by_hand = {"cutoff": fk.Rank(1), "observables": fk.Affine(), "stabilize": 0.875, "window": 5}
+    same = compare(Config(t1=1, t2=4, T=1, partition="layer", **by_hand, out=str(tmp_path / "by-hand")))
+    assert same["runs"][0]["koopman"]["test_loss"] == results["runs"][0]["koopman"]["test_loss"]
+
+
 def test_both_sides_cover_the_same_iterations(tmp_path):
     """23 iterations at every=7: the optimizer's time must not hold the two that no Koopman step reaches."""
     ticks = []
@@ -196,7 +210,7 @@ def test_both_sides_cover_the_same_iterations(tmp_path):
         ({"optimizer": "lion"}, "optimizer: expected one of 'adadelta'"),
         ({"cutoff": "scipy"}, "cutoff: expected one of 'array_api'"),
         ({"cutoff": -1.0}, "cutoff: expected a finite number >= 0"),
-        ({"stabilize": "project"}, "stabilize: expected one of 'clip'"),
+        ({"stabilize": "cut"}, "stabilize: expected one of 'clip', 'project', got 'cut'"),
         ({"lr": 0.0}, "lr: expected a number > 0"),
         ({"device": "tpu"}, "device: expected one of 'cpu'"),
         ({"batch_size": 0}, "batch_size: expected an integer >= 1"),

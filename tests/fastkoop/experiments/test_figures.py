@@ -62,7 +62,7 @@ def drawn(monkeypatch, tmp_path):
     def run(results, paths=None):
         kept = {}
         with monkeypatch.context() as patch:
-            patch.setattr(figures, "_save", lambda fig, path: kept.setdefault(path.name, fig))
+            patch.setattr(figures, "save", lambda fig, path: kept.setdefault(path.name, fig))
             draw(results, paths, tmp_path)
         return kept
 

@@ -1,0 +1,200 @@
+"""fastkoop compare --sweep and --phases: settings on the same recordings, and whole runs with several phases."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import fastkoop as fk
+from fastkoop import Affine, InputError, Rank
+from fastkoop.cli import parse_grid
+from fastkoop.experiments import sweep as module
+from fastkoop.experiments.config import Config
+from fastkoop.experiments.phases import at_gradients, at_seconds, comparisons, rows, run_phases
+from fastkoop.experiments.sweep import (
+    GRID,
+    Iterates,
+    baseline_rows,
+    best_rows,
+    described,
+    never_diverges,
+    ranking,
+    settings,
+    sweep,
+)
+from fastkoop.torch_adapter import KoopmanPhase
+
+QUICK = {"t1": 1, "t2": 3, "T": 2}
+SMALL = {
+    "partition": ["node", "network"], "cutoff": ["jax", Rank(1)], "stabilize": ["clip"],
+    "observables": ["identity", Affine()], "window": [1, 4],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep")
+    return sweep(Config(**QUICK, seeds=2, out=str(out)), SMALL), out
+
+
+def test_every_setting_has_losses_at_every_horizon(swept):
+    results, out = swept
+    stored = json.loads((out / "sweep.json").read_text())
+    assert stored["complete"] and stored["horizons"] == [1, 2] and stored["config"]["validation"] == 1437 // 6
+    assert len(stored["settings"]) == 16 and len(stored["runs"]) == 32
+    assert {(run["seed"], run["setting"]) for run in stored["runs"]} == {(s, i) for s in range(2) for i in range(16)}
+    for run in stored["runs"]:
+        assert len(run["test_loss"]) == len(run["validation_loss"]) == len(run["jump_seconds"]) == 2
+        assert run["fit_seconds"] > 0 and run["record_seconds"] > 0
+    for own in results["baselines"].values():
+        assert set(own) == {"start", "mean", "moving", "line", "optimizer 1", "optimizer mean 1", "optimizer 2",
+                            "optimizer mean 2"}  # fmt: skip
+        assert own["mean"]["test_loss"] < 2.3
+
+
+def test_a_setting_is_what_a_phase_of_its_own_gives(swept):
+    """Replayed recordings are those of training: the same jump, and the same losses, as without a sweep."""
+    results, out = swept
+    config = module.with_validation(Config(**QUICK, seeds=1, out=str(out)))
+    problem = module.make_problem(config)
+    made = Iterates(config, problem, 0, lambda *_: None)
+    i = next(i for i, setting in enumerate(results["settings"])
+             if setting == described({"partition": "network", "window": 4, "observables": Affine(), "stabilize": "clip",
+                                      "cutoff": Rank(1)}))  # fmt: skip
+    all_iterates = made._all._recorder.recordings[0].snapshots(made._all.snapshots)[:, 0, : made._all.groups[0].n]
+    skip = len(all_iterates) % 4
+    means = all_iterates[skip:].reshape(-1, 4, all_iterates.shape[1]).mean(dim=1).numpy()
+    op = fk.fit(means.T.copy(), cutoff=Rank(1), observables=Affine(), stabilize="clip")
+    steps = made.per_epoch // 4
+    phase = KoopmanPhase(made.model, "network", capacity=2)
+    phase._recordings[0].apply(torch.from_numpy(op.predict(steps)[None]))
+    run = next(run for run in results["runs"] if run["seed"] == 0 and run["setting"] == i)
+    assert run["test_loss"][0] == pytest.approx(problem.evaluate(made.model)[0], rel=1e-4)
+
+
+def test_the_best_by_validation_is_named(swept):
+    results, _ = swept
+    best = ranking(results)
+    assert [loss for loss, _ in best] == sorted(loss for loss, _ in best) and len(best) == 16
+    losses = [run["validation_loss"][-1] for run in results["runs"] if run["setting"] == best[0][1]]
+    assert best[0][0] == pytest.approx(np.mean(losses))
+    table = best_rows(results, 3)
+    assert len(table) == 3 and "of 2 seeds" in table[0][-1] and "partition" in table[0][0]
+    assert [row[0] for row in baseline_rows(results)][:3] == ["start", "mean", "moving"]
+
+
+def test_what_diverged_is_last_and_said():
+    run = {"seed": 0, "validation_loss": [0.1, None], "test_loss": [0.1, None]}
+    fine = {"seed": 0, "validation_loss": [0.1, 0.2], "test_loss": [0.1, 0.2]}
+    own = {"optimizer 1": {"test_loss": 0.3}, "optimizer 2": {"test_loss": 0.3}}
+    results = {"runs": [{**run, "setting": 0}, {**fine, "setting": 1}, {"seed": 0, "setting": 2, "refused": "few"}],
+               "horizons": [1, 2], "baselines": {"0": own}}  # fmt: skip
+    assert ranking(results)[0][1] == 1
+    assert [never_diverges(results, setting) for setting in range(3)] == [False, True, False]
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(swept, tmp_path):
+    results, _ = swept
+    seen = []
+
+    def interrupt(seed, what, at, of):
+        if what == "settings":
+            seen.append((seed, at))
+            if (seed, at) == (1, 5):
+                raise KeyboardInterrupt
+
+    config = Config(**QUICK, seeds=2, out=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config, SMALL, interrupt)
+    stored = json.loads((tmp_path / "sweep.json").read_text())
+    assert len(stored["runs"]) == 16 + 5 and not stored["complete"]
+    again = sweep(config, SMALL)
+    assert len(again["runs"]) == 32
+    losses = {(run["seed"], run["setting"]): run["test_loss"] for run in results["runs"]}
+    for run in again["runs"]:
+        assert run["test_loss"] == pytest.approx(losses[run["seed"], run["setting"]], rel=1e-5)
+
+
+def test_another_sweep_in_the_same_folder_is_refused(swept):
+    _, out = swept
+    with pytest.raises(InputError, match="holds another sweep; name another folder"):
+        sweep(Config(**QUICK, seeds=2, out=str(out)), {**SMALL, "window": [2]})
+    with pytest.raises(InputError, match="holds another sweep"):
+        sweep(Config(**{**QUICK, "T": 3}, seeds=2, out=str(out)), SMALL)
+
+
+def test_bad_sweeps(tmp_path):
+    with pytest.raises(InputError, match="oscillator has none"):
+        sweep(Config(dataset="oscillator", out=str(tmp_path)))
+    with pytest.raises(InputError, match="at least 1 epoch"):
+        sweep(Config(**{**QUICK, "T": 0}, out=str(tmp_path)))
+    with pytest.raises(InputError, match="partition: expected one of"):
+        sweep(Config(**QUICK, out=str(tmp_path)), {"partition": ["nodes"]})
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be gone on with"):
+        sweep(Config(**QUICK, out=str(tmp_path)), SMALL)
+
+
+def test_grids_as_written_on_the_command_line():
+    found = parse_grid("partition=node,layer; cutoff=jax,1e-2,rank:3;stabilize=none,clip,0.9;window=1,20;"
+                       "observables=identity,affine+delay:2")  # fmt: skip
+    assert found == {
+        "partition": ["node", "layer"], "cutoff": ["jax", 0.01, Rank(3)], "stabilize": [None, "clip", 0.9],
+        "window": [1, 20], "observables": ["identity", (Affine(), fk.Delay(2))],
+    }  # fmt: skip
+    assert parse_grid("") == {}
+    assert len(list(settings(GRID))) == 3 * 4 * 3 * 2 * 2
+    for text, match in (("speed=1", "expected NAME=VALUE"), ("window", "expected NAME"), ("window=x", "window: ")):
+        with pytest.raises(InputError, match=match):
+            parse_grid(text)
+
+
+@pytest.fixture(scope="module")
+def phased(tmp_path_factory):
+    out = tmp_path_factory.mktemp("phases")
+    config = Config(t1=1, t2=2, T=1, seeds=2, cutoff="jax", stabilize="clip", out=str(out))
+    return run_phases(config, phases=3, rest=1), out
+
+
+def test_phases_share_gradients_and_end_where_they_should(phased):
+    results, out = phased
+    stored = json.loads((out / "phases.json").read_text())
+    assert stored["complete"] and stored["phases"] == 3 and stored["rest"] == 1
+    assert (out / "phases.png").read_bytes().startswith(b"\x89PNG")
+    per_epoch = -(-1437 // 64)
+    for run in stored["runs"]:
+        assert run["koopman"]["gradients"][-1] == per_epoch * (1 + 3 * 2)
+        assert run["optimizer"]["gradients"][-1] == per_epoch * (1 + 3 * 3)
+        assert [jump["gradients"] for jump in run["jumps"]] == [per_epoch * at for at in (2, 4, 6)]
+        first = run["koopman"]["gradients"].index(per_epoch * 2 - (per_epoch * 2) % (per_epoch // 8))
+        assert run["koopman"]["test_loss"][: first - 1] == run["optimizer"]["test_loss"][: first - 1]
+        assert run["koopman"]["seconds"] == sorted(run["koopman"]["seconds"])
+        assert run["koopman moving"]["seconds"] == sorted(run["koopman moving"]["seconds"])
+    assert [row[0] for row in rows(results)] == ["koopman", "optimizer"]
+    assert len(comparisons(results)) == 6
+
+
+def test_losses_at_equal_gradients_and_seconds():
+    run = {"optimizer": {"gradients": [5, 10, 15], "seconds": [0.5, 1.0, 1.5], "test_loss": [3.0, 2.0, 1.0]}}
+    assert [at_gradients(run, "optimizer", n) for n in (5, 12, 99)] == [3.0, 2.0, 1.0]
+    assert [at_seconds(run, "optimizer", s) for s in (0.1, 1.2, 9.0)] == [3.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [(["--grid", "window=1"], "grid: settings for --sweep"), (["--rest", "2"], "rest: epochs after each"),
+     (["--sweep", "--phases", "2"], "phases: a sweep tries settings of one phase"),
+     (["--sweep", "--recommended"], "recommended: a sweep tries settings of its grid"),
+     (["--horizon", "auto"], "pass --validation"), (["--observables", "momentum"], "needs an optimizer with velo"),
+     (["--validation", "2000"], "expected fewer than the 1437 training images"),
+     (["--window", "3", "--every", "2"], "window: expected at most every = 2"),
+     (["--observables", "affin"], "observables: expected")],
+)  # fmt: skip
+def test_bad_options_on_the_command_line(options, match, tmp_path):
+    command = [sys.executable, "-m", "fastkoop.cli", "compare", "--out", str(tmp_path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and match in done.stderr, done.stderr
+    assert not any(tmp_path.iterdir())
