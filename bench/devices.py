@@ -18,8 +18,8 @@ from fastkoop.kernels.cuda import Cuda
 
 from fastkoop.checks import InputError
 from fastkoop.devices import Gpu, Host, open_device
-from fastkoop.machine import describe_machine
-from fastkoop.throughput import free_memory, wall
+from fastkoop.machine import describe_machine, free_memory
+from fastkoop.throughput import wall
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DEVICES = ("cpu", "cuda", "emulated")

@@ -55,7 +55,7 @@ def calls(device, X: np.ndarray) -> None:
     kernels.lift(there, kernels.evolve(factors, steps))
     kernels.lift(there, kernels.evolve(kernels.fit(there, RULE, refine=True), steps))
     kernels.advance(factors, factors.start, 2)
-    kernels.readout(there, factors)
+    kernels.lift(there, kernels.xp.ascontiguousarray(factors.lift.transpose(0, 2, 1)))
     kernels.solve(kernels.gram(there), n, m, RULE, X.dtype)
     kernels.pinv(there[:-1], RULE)
     for to in (np.float32, np.float64):

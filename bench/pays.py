@@ -1,0 +1,196 @@
+"""Does a Koopman phase pay? The evidence on real MNIST, in the report's network and optimizer, five seeds.
+
+    python bench/pays.py run            # about 75 minutes on two cores; needs FASTKOOP_DATA_DIR or --data-dir
+    python bench/pays.py run report     # one part of it: sweep, report or phases
+    python bench/pays.py table          # rewrites the parts of README.md between the pays markers
+
+- sweep: settings x partitions on the same recordings, T = 1, 2, 5 and 10 epochs, 10 000 validation images;
+- report: the recommended settings in the report's exact setting (60 000 images, 1876 iterates), baselines beside them;
+- phases: a whole run with several phases, against the optimizer alone and its averages.
+
+Results and figures go into bench/results/pays/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+from bench import readme  # noqa: E402
+from fastkoop.experiments import phases, verdict  # noqa: E402
+from fastkoop.experiments.paired import paired  # noqa: E402
+from fastkoop.experiments.sweep import baseline, never_diverges, ranking  # noqa: E402
+
+RESULTS = ROOT / "bench" / "results" / "pays"
+PARTITIONS = ("node", "layer", "network")
+WINDOW = 130  # a twelfth of what is recorded of 50 000 images
+GRID = (
+    f"partition=node,layer,network;window=1,20,{WINDOW};cutoff=array_api,jax,rank:1;stabilize=none,clip,0.875,project;"
+    "observables=identity,affine"
+)
+COMMON = ["--dataset", "mnist", "--t1", "3", "--t2", "5", "--seeds", "5"]
+JOBS = {
+    "sweep": [*COMMON, "--T", "10", "--validation", "10000", "--sweep", "--grid", GRID],
+    **{
+        f"report-{partition}": [*COMMON, "--T", "2", "--recommended", "--partition", partition, "--eval-every", "156"]
+        for partition in PARTITIONS
+    },
+    **{
+        f"phases-{name}": ["--dataset", "mnist", "--t1", "2", "--t2", "4", "--T", "2", "--phases", "4", "--seeds", "5",
+                           "--validation", "10000", "--partition", "network", *options]
+        for name, options in {
+            "recommended": ["--recommended"],
+            "guarded": ["--recommended", "--horizon", "auto"],
+            "published": ["--cutoff", "jax"],
+        }.items()
+    },
+}  # fmt: skip
+SHOWN = (  # settings of the sweep that the README shows: cutoff, stabilize, observables, window, what they are
+    ("array_api", None, "identity", 1, "published, `array_api`"),
+    ("jax", None, "identity", 1, "published, `jax`"),
+    ("jax", "clip", "identity", 1, "`jax`, clipped at 1"),
+    ("Rank(k=1)", "clip", "identity", 1, "rank 1, clipped: a projection, the null model"),
+    ("array_api", "project", "Affine()", 1, "affine, projected"),
+    ("array_api", "project", "Affine()", 20, "affine, projected, means of 20"),
+    ("Rank(k=1)", 0.875, "Affine()", WINDOW, "**recommended**: affine, rank 1, radius 0.875, 12 means"),
+)
+
+
+def run(names: list[str], data_dir: str | None) -> None:
+    """Run jobs one after another, each in a process of its own."""
+    for name in names:
+        print(f"== {name}", flush=True)
+        command = [sys.executable, "-m", "fastkoop.cli", "compare", *JOBS[name], "--out", str(RESULTS / name)]
+        subprocess.run([*command, *(["--data-dir", data_dir] if data_dir else [])], check=True)
+        for path in (RESULTS / name).glob("report.html"):
+            path.unlink()  # made of the other files, and large
+
+
+def read(name: str, file: str) -> dict:
+    """A job's results; None in them is a loss that diverged."""
+    return json.loads((RESULTS / name / file).read_text())
+
+
+def markdown(heads: tuple[str, ...], lines: list[tuple]) -> str:
+    """A table."""
+    rows = [heads, ("---",) * len(heads), *lines]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def settings_table() -> str:
+    """Test losses of settings by partition and T, means over seeds; bold where every seed stays below the optimizer."""
+    results = read("sweep", "sweep.json")
+    at = [1, 2, 10]
+    heads = ("setting", *(f"{partition}, T = {' / '.join(map(str, at))}" for partition in PARTITIONS))
+    lines = []
+    for cutoff, stabilize, observables, window, words in SHOWN:
+        cells = []
+        for partition in PARTITIONS:
+            wanted = {"partition": partition, "window": window, "observables": observables, "stabilize": stabilize,
+                      "cutoff": cutoff}  # fmt: skip
+            i = results["settings"].index(wanted)
+            runs = [run for run in results["runs"] if run["setting"] == i]
+            losses = [_mean([run["test_loss"][results["horizons"].index(T)] for run in runs]) for T in at]
+            safe = " ✓" if never_diverges(results, i) else ""
+            cells.append(" / ".join(losses) + safe)
+        lines.append((words, *cells))
+    for name, words in (("mean", "mean of all recorded (SWA)"), ("moving", "moving average, decay 0.998"),
+                        ("line", "line through the recorded, at the last"), ("start", "no jump")):  # fmt: skip
+        lines.append((words, f"{np.mean(baseline(results, name, 'test_loss')):.4f}", "", ""))
+    alone = {"AdaDelta's last iterate": "optimizer", "AdaDelta's mean of its last two epochs": "optimizer mean"}
+    for words, name in alone.items():
+        losses = (f"{np.mean(baseline(results, f'{name} {T}', 'test_loss')):.4f}" for T in at)
+        lines.append((words, " / ".join(losses), "", ""))
+    best = results["settings"][ranking(results)[0][1]]
+    chosen = ", ".join(f"{name} {value}" for name, value in best.items())
+    said = (
+        "✓: on every seed and at T = 1, 2, 5 and 10 below AdaDelta's last iterate there. "
+        f"Of {len(results['settings'])} settings the best at T = 10 by validation: {chosen}."
+    )
+    return markdown(heads, lines) + "\n\n" + said
+
+
+def _mean(losses: list[float | None]) -> str:
+    if None in losses or max(losses) > 1e3:
+        return "∞"
+    return f"{np.mean(losses):.4f}" if max(losses) < 10 else f"{np.mean(losses):.2g}"
+
+
+def baselines_table() -> str:
+    """The recommended settings in the report's exact setting, beside what costs next to nothing."""
+    found = {partition: read(f"report-{partition}", "results.json") for partition in PARTITIONS}
+    heads = ("against", "its test loss", *(f"Koopman, {partition}" for partition in PARTITIONS))
+    name = "AdaDelta"
+    lines = [("", "", *(_spread([run["koopman"]["jumped"]["test_loss"] for run in results["runs"]])
+                        for results in found.values()))]  # fmt: skip
+    for key, label in verdict.BASELINES.items():
+        if any(key not in run["baselines"] for results in found.values() for run in results["runs"]):
+            continue
+        own = [run["baselines"][key]["test_loss"] for run in found["node"]["runs"]]
+        cells = []
+        for results in found.values():
+            theirs = [run["baselines"][key]["test_loss"] for run in results["runs"]]
+            cells.append(str(paired([run["koopman"]["jumped"]["test_loss"] for run in results["runs"]], theirs)))
+        lines.append((label.format(name=name), _spread(own), *cells))
+    cells = []
+    for results in found.values():
+        cells.append(f"{np.median([run['koopman']['jumped']['from_mean'] for run in results['runs']]):.2f}")
+    lines.append(("distance from the mean, over the last iterate's", "", *cells))
+    return markdown(heads, lines)
+
+
+def _spread(losses: list[float]) -> str:
+    return f"{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f}"
+
+
+def phases_table() -> str:
+    """Whole runs with four phases, against none."""
+    heads = ("run", "gradients", "seconds", "test loss", "of the moving average", "against AdaDelta at equal gradients",
+             "at equal seconds", "AdaDelta through all that jumps stood for")  # fmt: skip
+    lines = []
+    for name in ("recommended", "guarded", "published"):
+        results = read(f"phases-{name}", "phases.json")
+        for run in results["runs"]:  # diverged is infinite
+            for side in phases.SIDES:
+                run[side]["test_loss"] = [math.inf if loss is None else loss for loss in run[side]["test_loss"]]
+        held = phases.comparisons(results)
+        koopman, optimizer = phases.rows(results)
+        average = [str(found) for words, found in held.items() if words.startswith("moving")]
+        jumps = [jump for run in results["runs"] for jump in run["jumps"]]
+        gone = np.mean([jump["steps"] for jump in jumps])
+        label = {"recommended": "recommended", "guarded": "recommended, guarded, as far as validation likes",
+                 "published": "published, `jax`"}[name]  # fmt: skip
+        lines.append((f"{label} (jumps of {gone:.0f} iterations on average)", *koopman[1:], *average))
+        if name == "recommended":
+            lines.append(("AdaDelta alone", *optimizer[1:], "", "", ""))
+    return markdown(heads, lines)
+
+
+TABLES = {"pays-settings": settings_table, "pays-baselines": baselines_table, "pays-phases": phases_table}
+
+
+def main() -> None:
+    """Run parts, or write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("parts", nargs="*", metavar="part", help="sweep, report, phases, or a job's name; all if none")
+    parser.add_argument("--data-dir", help="folder with the MNIST files")
+    options = parser.parse_args()
+    names = [name for name in JOBS if not options.parts or any(name.startswith(part) for part in options.parts)]
+    if options.what == "run":
+        run(names, options.data_dir)
+    for part, table in TABLES.items():
+        readme.update(part, table())
+
+
+if __name__ == "__main__":
+    main()
