@@ -48,9 +48,11 @@ JOBS = {
         f"phases-{name}": ["--dataset", "mnist", "--t1", "2", "--t2", "4", "--T", "2", "--phases", "4", "--seeds", "5",
                            "--validation", "10000", "--partition", "network", *options]
         for name, options in {
-            "recommended": ["--recommended"],
+            "recommended": ["--recommended", "--line", "0.333"],
             "guarded": ["--recommended", "--horizon", "auto"],
             "published": ["--cutoff", "jax"],
+            "sgd": ["--optimizer", "sgd", "--lr", "0.01", "--observables", "affine", "--stabilize", "project",
+                    "--window", "195", "--line", "2"],
         }.items()
     },
 }  # fmt: skip
@@ -63,6 +65,12 @@ SHOWN = (  # settings of the sweep that the README shows: cutoff, stabilize, obs
     ("array_api", "project", "Affine()", 20, "affine, projected, means of 20"),
     ("Rank(k=1)", 0.875, "Affine()", WINDOW, "**recommended**: affine, rank 1, radius 0.875, 12 means"),
 )
+PHASES = {
+    "recommended": "AdaDelta, recommended",
+    "guarded": "AdaDelta, recommended, as far as validation likes",
+    "published": "AdaDelta, published, `jax`",
+    "sgd": "SGD, lr 0.01: affine, projected, 8 means",
+}
 
 
 def run(names: list[str], data_dir: str | None) -> None:
@@ -153,26 +161,37 @@ def _spread(losses: list[float]) -> str:
 
 
 def phases_table() -> str:
-    """Whole runs with four phases, against none."""
-    heads = ("run", "gradients", "seconds", "test loss", "of the moving average", "against AdaDelta at equal gradients",
-             "at equal seconds", "AdaDelta through all that jumps stood for")  # fmt: skip
+    """Whole runs with four phases, against none, and against jumps along a line."""
+    heads = ("run", "gradients", "seconds", "test loss", "of the moving average", "Koopman's moving average is",
+             "at equal seconds")  # fmt: skip
     lines = []
-    for name in ("recommended", "guarded", "published"):
+    for name, words in PHASES.items():
         results = read(f"phases-{name}", "phases.json")
         for run in results["runs"]:  # diverged is infinite
-            for side in phases.SIDES:
+            for side in set(phases.SIDES) & set(run):
                 run[side]["test_loss"] = [math.inf if loss is None else loss for loss in run[side]["test_loss"]]
         held = phases.comparisons(results)
-        koopman, optimizer = phases.rows(results)
-        average = [str(found) for words, found in held.items() if words.startswith("moving")]
-        jumps = [jump for run in results["runs"] for jump in run["jumps"]]
-        gone = np.mean([jump["steps"] for jump in jumps])
-        label = {"recommended": "recommended", "guarded": "recommended, guarded, as far as validation likes",
-                 "published": "published, `jax`"}[name]  # fmt: skip
-        lines.append((f"{label} (jumps of {gone:.0f} iterations on average)", *koopman[1:], *average))
-        if name == "recommended":
-            lines.append(("AdaDelta alone", *optimizer[1:], "", "", ""))
+        rows = {row[0]: row[1:] for row in phases.rows(results)}
+        gone = np.mean([jump["steps"] for run in results["runs"] for jump in run["jumps"]])
+        lines.append((f"{words}; jumps of {gone:.0f} iterations", *rows["koopman"], "", ""))
+        if "line" in rows:
+            ahead = f"jumps along the line, {results['ahead']:.2g} epochs ahead"
+            lines.append((f"- {ahead}", *rows["line"], held["moving average, jumps along the line"], ""))
+        equal = [held[f"moving average, equal {what}"] for what in ("gradients", "seconds")]
+        through = held["moving average, the optimizer through all that the jumps stood for"]
+        ends = np.array([[phases.at_gradients(run, side, run["koopman"]["gradients"][-1])
+                          for side in ("optimizer", "optimizer moving")] for run in results["runs"]])  # fmt: skip
+        last, moving = np.median(ends, axis=0)
+        seconds = np.median([_seconds(run) for run in results["runs"]])
+        lines.append(("- no jumps", rows["koopman"][0], f"{seconds:.3g}", f"{last:.4f}", f"{moving:.4f}", *equal))
+        lines.append(("- no jumps, through all that they stood for", *rows["optimizer"], through, ""))
     return markdown(heads, lines)
+
+
+def _seconds(run: dict) -> float:
+    """What the optimizer alone takes for as many gradients as the run with jumps makes."""
+    alone = run["optimizer"]
+    return np.interp(run["koopman"]["gradients"][-1], alone["gradients"], alone["seconds"])
 
 
 TABLES = {"pays-settings": settings_table, "pays-baselines": baselines_table, "pays-phases": phases_table}

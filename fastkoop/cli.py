@@ -6,6 +6,7 @@ Errors are one sentence; exit 0 done, 2 bad input, 1 anything else.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pathlib
 import signal
@@ -165,6 +166,10 @@ def compare(
         int, typer.Option(help="A whole run with PHASES of record (t2 - t1), jump (T) and rest, against no jumps.")
     ] = 0,
     rest: Annotated[int, typer.Option(help="Epochs to train on after each of several phases.")] = 0,
+    line: Annotated[
+        float | None,
+        typer.Option(help="With phases, a third run whose jumps go LINE epochs along the line through its recording."),
+    ] = None,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Try many settings on the same recordings; goes on where it stopped.")
     ] = False,
@@ -175,7 +180,7 @@ def compare(
     """Train, record, then run the optimizer and the Koopman operator side by side."""
     with one_sentence():
         options = dict(locals())
-        for name in ("sweep", "grid", "phases", "rest"):
+        for name in ("sweep", "grid", "phases", "rest", "line"):
             del options[name]
         options.update(T=options.pop("epochs"), cutoff=parse_cutoff(cutoff), stabilize=parse_stabilize(stabilize))
         options.update(observables=parse_observables(observables))
@@ -187,11 +192,13 @@ def compare(
             raise InputError("recommended: a sweep tries settings of its grid; leave --recommended or --sweep out")
         if rest and not phases:
             raise InputError("rest: epochs after each of several phases; pass --phases")
+        if line is not None and not (phases and math.isfinite(line) and line >= 0):
+            raise InputError(f"line: expected epochs >= 0 of the null model's jumps, with --phases, got {line}")
         if sweep:
             _sweep(options, parse_grid(grid))
             return
         if phases:
-            _phases(options, integer("phases", phases, least=1), integer("rest", rest, least=0))
+            _phases(options, integer("phases", phases, least=1), integer("rest", rest, least=0), line)
             return
         _compare(options)
 
@@ -252,7 +259,7 @@ def _sweep(options: dict, grid: dict) -> None:
     console.print(f"sweep.json is in {options['out']}", soft_wrap=True, highlight=False)
 
 
-def _phases(options: dict, phases: int, rest: int) -> None:
+def _phases(options: dict, phases: int, rest: int, line: float | None) -> None:
     from .experiments.config import Config
     from .experiments.phases import comparisons, rows
     from .experiments.phases import run_phases as run
@@ -261,7 +268,9 @@ def _phases(options: dict, phases: int, rest: int) -> None:
     try:
         with _progress() as tick:
             config = Config(**options)
-            results = run(config, phases, rest, lambda seed, *state: tick(f"seed {seed}: {state[0]}", *state[1:]))
+            results = run(
+                config, phases, rest, line, lambda seed, *state: tick(f"seed {seed}: {state[0]}", *state[1:])
+            )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; seeds that were done are in {options['out']}/phases.json") from None
     console = Console()

@@ -73,12 +73,12 @@ class Line:
         self.count += 1
         self.seconds += time.perf_counter() - began
 
-    @property
-    def weights(self) -> Weights:
-        """The line at the newest iterate, in float32 as a model takes it."""
+    def ahead(self, iterations: int = 0) -> Weights:
+        """The line so many iterations past the newest, in float32 as a model takes it."""
         middle, spread = (self.count - 1) / 2, max(1, self.count * (self.count**2 - 1)) / 12
+        far = middle + iterations
         return {
-            name: (total / self.count + (self._moment[name] - middle * total) / spread * middle).float()
+            name: (total / self.count + (self._moment[name] - middle * total) / spread * far).float()
             for name, total in self._sum.items()
         }
 

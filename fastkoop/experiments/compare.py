@@ -252,7 +252,7 @@ def _baselines(config: Config, problem, made: Recorded, states: dict[str, Weight
     epochs["start"] = made.start, at_t2, 0.0
     epochs["mean"] = made.average, at_t2, free
     epochs["moving"] = made.moving.weights, at_t2, made.moving.seconds
-    epochs["line"] = made.line.weights, at_t2, made.line.seconds
+    epochs["line"] = made.line.ahead(), at_t2, made.line.seconds
     epochs["rank one"] = rank_one, at_t2, free + fitting
     epochs["optimizer"] = states["optimizer"], ends, phase_seconds
     for name in ("optimizer mean", "optimizer moving", "equal time"):

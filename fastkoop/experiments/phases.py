@@ -1,9 +1,10 @@
 """fastkoop compare --phases N: a whole training run with N Koopman phases, against the optimizer alone.
 
 One network trains t1 epochs, and then N times records for t2 - t1 epochs, jumps over T and trains on for `rest`; its
-twin trains on without jumps, through as many gradients, and then through those that the jumps stood for. Of both sides
-the moving average of the iterates is looked at, too, begun anew on both where one of them jumps, as an average across
-a jump is of neither stretch. Losses stand against gradients and against seconds.
+twin trains on without jumps, through as many gradients, and then through those that the jumps stood for. A third one,
+if asked for, is the null model: it jumps, too, but just goes on along the line through its recording. Of all sides the
+moving average of the iterates is looked at, too, begun anew on all where one of them jumps, as an average across a
+jump is of neither stretch. Losses stand against gradients and against seconds.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from ..files import prepare_out, write_json
 from ..machine import describe_machine, peak_memory
 from ..torch_adapter import KoopmanPhase, KoopmanSchedule
 from . import figures
-from .averages import Moving, assign, weights_of
+from .averages import Line, Moving, assign, weights_of
 from .compare import check_lengths, compile_kernels, make_problem
 from .config import Config, recommended
 from .paired import Paired, paired
 from .training import make_optimizer, torch_threads
 
 LOOKS = 8  # at the test set in an epoch
-SIDES = ("koopman", "koopman moving", "optimizer", "optimizer moving")
+SIDES = ("koopman", "koopman moving", "line", "line moving", "optimizer", "optimizer moving")
 
 
 @dataclass
@@ -45,29 +46,68 @@ class Course:
         self.test_accuracy.append(found[1])
 
 
-def run_seed(config: Config, phases: int, rest: int, problem, seed: int, tick: Callable[[str, int, int], None]) -> dict:
-    """Both sides of one seed: {"seed", "koopman": ..., "optimizer": ..., "jumps": [...]}."""
+class Extrapolation:
+    """The null model's schedule: jumps where Koopman's does, `ahead` iterations along its recording's line."""
+
+    def __init__(self, model, burn_in: int, record: int, rest: int, ahead: int):
+        self._model, self._burn_in, self._record, self._rest, self._ahead = model, burn_in, record, rest, ahead
+        self._done, self._line = 0, Line()
+
+    def step(self) -> None:
+        """Call after every optimizer step."""
+        self._done += 1
+        within = (self._done - self._burn_in - 1) % (self._record + self._rest)
+        if self._done <= self._burn_in or within >= self._record:
+            return
+        self._line.add(self._model)
+        if within == self._record - 1:
+            assign(self._model, self._line.ahead(self._ahead))
+            self._line = Line()
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """A run in iterations."""
+
+    burn_in: int
+    record: int
+    jump: int
+    rest: int
+    phases: int
+    ahead: int | None  # of the null model's jumps
+
+    @classmethod
+    def of(cls, config: Config, phases: int, rest: int, ahead: float | None, per_epoch: int) -> Lengths:
+        """From epochs; stretches are whole snapshots."""
+        record, jump = ((epochs * per_epoch // config.every) * config.every
+                        for epochs in (config.t2 - config.t1, config.T))  # fmt: skip
+        ahead = None if ahead is None else round(ahead * per_epoch)
+        return cls(config.t1 * per_epoch, record, jump, rest * per_epoch, phases, ahead)
+
+    @property
+    def gradients(self) -> int:
+        """Those of a run with jumps."""
+        return self.burn_in + self.phases * (self.record + self.rest)
+
+    def jumps_after(self, done: int) -> bool:
+        """Whether a run with jumps makes one after so many gradients."""
+        first = self.burn_in + self.record
+        return done >= first and (done - first) % (self.record + self.rest) == 0
+
+
+def run_seed(config: Config, lengths: Lengths, problem, seed: int, tick: Callable[[str, int, int], None]) -> dict:
+    """All sides of one seed: {"seed", "koopman": ..., "line": ..., "optimizer": ..., "jumps": [...]}."""
     per_epoch = problem.batches(seed).per_epoch
     check_lengths(config, per_epoch)
-    record = (config.t2 - config.t1) * per_epoch // config.every * config.every
-    jump = config.T * per_epoch // config.every * config.every
-    gradients = config.t1 * per_epoch + phases * (record + rest * per_epoch)
-    jumps: list[dict] = []
-    first, period = config.t1 * per_epoch + record, record + rest * per_epoch  # jumps are made at these gradients
-
-    def schedule_for(model, optimizer):
-        phase = KoopmanPhase(model, **config.phase_options, capacity=record // config.every)
-        guard = None if config.horizon is None else lambda: problem.evaluate(model, "validation")[0]
-        return KoopmanSchedule(
-            phase, optimizer, burn_in=config.t1 * per_epoch, record=record, jump=jump, rest=rest * per_epoch,
-            repeats=phases, guard=guard, horizon=config.horizon,
-        )  # fmt: skip
-
-    found = {"seed": seed, "jumps": jumps}
-    for side, length in (("koopman", gradients), ("optimizer", gradients + phases * jump)):
+    whole = lengths.gradients + lengths.phases * lengths.jump
+    sides = {"koopman": lengths.gradients, "line": lengths.gradients, "optimizer": whole}
+    if lengths.ahead is None:
+        del sides["line"]
+    found = {"seed": seed, "jumps": []}
+    for side, length in sides.items():
         model = problem.make_model(seed)
         optimizer = make_optimizer(config.optimizer, model, config.lr)
-        schedule = schedule_for(model, optimizer) if side == "koopman" else None
+        schedule = _schedule(side, config, lengths, problem, model, optimizer)
         courses, moving, spent, averaging = (Course(), Course()), Moving(), 0.0, 0.0
         for done, batch in enumerate(_forever(problem.batches(seed)), 1):
             began = time.perf_counter()
@@ -75,20 +115,34 @@ def run_seed(config: Config, phases: int, rest: int, problem, seed: int, tick: C
             report = None if schedule is None else schedule.step()
             spent += time.perf_counter() - began
             if report is not None:
-                jumps.append({
+                found["jumps"].append({
                     "gradients": done, "steps": report.steps, "rolled_back": report.rolled_back,
                     "test_loss": problem.evaluate(model)[0],
                 })  # fmt: skip
-            if (done - first) % period == 0 and done >= first:
+            if lengths.jumps_after(done):
                 averaging, moving = averaging + moving.seconds, Moving()
             moving.add(model)
             if done % max(1, per_epoch // LOOKS) == 0 or done == length:
                 _look(problem, model, courses, moving, done, spent, averaging + moving.seconds)
-            tick(f"{side}, {phases} phases" if schedule else f"{config.optimizer} alone", done, length)
+            tick(f"{config.optimizer} alone" if schedule is None else f"{side}, {lengths.phases} phases", done, length)
             if done == length:
                 break
         found |= {side: asdict(courses[0]), f"{side} moving": asdict(courses[1])}
     return found
+
+
+def _schedule(side: str, config: Config, lengths: Lengths, problem, model, optimizer):
+    """What makes a side jump, if anything."""
+    if side == "optimizer":
+        return None
+    if side == "line":
+        return Extrapolation(model, lengths.burn_in, lengths.record, lengths.rest, lengths.ahead)
+    phase = KoopmanPhase(model, **config.phase_options, capacity=lengths.record // config.every)
+    guard = None if config.horizon is None else lambda: problem.evaluate(model, "validation")[0]
+    return KoopmanSchedule(
+        phase, optimizer, burn_in=lengths.burn_in, record=lengths.record, jump=lengths.jump, rest=lengths.rest,
+        repeats=lengths.phases, guard=guard, horizon=config.horizon,
+    )  # fmt: skip
 
 
 def _look(problem, model, courses, moving: Moving, gradients: int, seconds: float, averaging: float) -> None:
@@ -106,7 +160,11 @@ def _forever(batches):
 
 
 def run_phases(
-    config: Config, phases: int, rest: int = 0, tick: Callable[[int, str, int, int], None] = lambda *_: None
+    config: Config,
+    phases: int,
+    rest: int = 0,
+    ahead: float | None = None,
+    tick: Callable[[int, str, int, int], None] = lambda *_: None,
 ) -> dict:
     """Run every seed and write phases.json and phases.png into `config.out`; phases.json after each seed.
 
@@ -114,6 +172,7 @@ def run_phases(
         config: what to train, record and jump over.
         phases: Koopman phases in a run, at least 1.
         rest: epochs to train on after each jump.
+        ahead: epochs that the null model's jumps go past its recording; without, no null model is run.
         tick: called with the seed, what is going on, how much of it is done, and of how much.
     """
     config = config.checked()
@@ -122,12 +181,14 @@ def run_phases(
     if config.recommended:
         config = recommended(config, problem.batches(0).per_epoch)
     compile_kernels(config)
+    lengths = Lengths.of(config, phases, rest, ahead, problem.batches(0).per_epoch)
     results = {
-        "config": config.described(), "phases": phases, "rest": rest, "machine": machine, "runs": [], "complete": False,
+        "config": config.described(), "phases": phases, "rest": rest, "ahead": ahead, "machine": machine, "runs": [],
+        "complete": False,
     }  # fmt: skip
     for seed in range(config.seeds):
         with torch_threads(problem.threads):
-            run = run_seed(config, phases, rest, problem, seed, lambda *state, seed=seed: tick(seed, *state))
+            run = run_seed(config, lengths, problem, seed, lambda *state, seed=seed: tick(seed, *state))
         results["runs"].append(run)
         results["complete"] = seed + 1 == config.seeds
         machine["peak_memory_bytes"] = peak_memory()
@@ -149,7 +210,7 @@ def at_seconds(run: dict, side: str, seconds: float) -> float:
 
 
 def comparisons(results: dict) -> dict[str, Paired]:
-    """Koopman's end against the optimizer's, by what is held equal; iterates against iterates, averages likewise."""
+    """Koopman's end against the others', by what is held equal; iterates against iterates, averages likewise."""
     runs, found = results["runs"], {}
     for average in ("", " moving"):
         koopman, name = "koopman" + average, "optimizer" + average
@@ -164,15 +225,21 @@ def comparisons(results: dict) -> dict[str, Paired]:
         found[f"{said}, the optimizer through all that the jumps stood for"] = paired(
             ends, [run[name]["test_loss"][-1] for run in runs]
         )
+        if "line" in runs[0]:
+            found[f"{said}, jumps along the line"] = paired(
+                ends, [run["line" + average]["test_loss"][-1] for run in runs]
+            )
     return found
 
 
 def rows(results: dict) -> list[tuple[str, ...]]:
     """A line per side: who, gradients, seconds, final loss of the iterate and of the moving average."""
-    table = []
-    for side in ("koopman", "optimizer"):
+    table, runs = [], results["runs"]
+    for side in SIDES[::2]:
+        if side not in runs[0]:
+            continue
         ends = [(run[side]["gradients"][-1], run[side]["seconds"][-1], run[side]["test_loss"][-1],
-                 run[f"{side} moving"]["test_loss"][-1]) for run in results["runs"]]  # fmt: skip
+                 run[f"{side} moving"]["test_loss"][-1]) for run in runs]  # fmt: skip
         gradients, seconds, loss, moving = np.median(np.array(ends, float), axis=0)
         table.append((side, f"{gradients:.0f}", f"{seconds:.3g}", f"{loss:.4f}", f"{moving:.4f}"))
     return table
@@ -180,10 +247,12 @@ def rows(results: dict) -> list[tuple[str, ...]]:
 
 def _figure(results: dict):
     """Losses against gradients and against seconds, medians over seeds."""
-    colours = {"koopman": figures.RED, "optimizer": figures.BLUE}
+    colours = {"koopman": figures.RED, "line": "0.5", "optimizer": figures.BLUE}
     fig, axes = figures.panels(results, f"{results['phases']} Koopman phases in a training run", 1, 2)
     for ax, key in zip(axes, ("gradients", "seconds"), strict=True):
         for side in SIDES:
+            if side not in results["runs"][0]:
+                continue
             runs = [run[side] for run in results["runs"]]
             shortest = min(len(run["test_loss"]) for run in runs)
             x = np.median([run[key][:shortest] for run in runs], axis=0)

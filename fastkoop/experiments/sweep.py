@@ -87,7 +87,7 @@ class Iterates:
             "start": judged(problem, self.model, weights_of(self.model)),
             "mean": judged(problem, self.model, self._all.average()),
             "moving": judged(problem, self.model, moving.weights),
-            "line": judged(problem, self.model, line.weights),
+            "line": judged(problem, self.model, line.ahead()),
         }
         self.show(count - 1)
         for epochs in horizons(config.T):

@@ -51,8 +51,10 @@ def test_moving_average_forgets_and_is_corrected_for_its_start():
 def test_line_is_the_least_squares_one(steps):
     line = Line()
     _, trail = walked(line, steps=steps)
-    expected = trail[-1] if steps == 1 else np.polyval(np.polyfit(np.arange(steps), trail, 1), steps - 1)
-    np.testing.assert_allclose(flat(line.weights), expected, rtol=1e-5, atol=1e-6)
+    for ahead in (0, 3):
+        at = steps - 1 + ahead
+        expected = trail[-1] if steps == 1 else np.polyval(np.polyfit(np.arange(steps), trail, 1), at)
+        np.testing.assert_allclose(flat(line.ahead(ahead)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_assign_and_apart():

@@ -13,7 +13,7 @@ from fastkoop import Affine, InputError, Rank
 from fastkoop.cli import parse_grid
 from fastkoop.experiments import sweep as module
 from fastkoop.experiments.config import Config
-from fastkoop.experiments.phases import at_gradients, at_seconds, comparisons, rows, run_phases
+from fastkoop.experiments.phases import Extrapolation, at_gradients, at_seconds, comparisons, rows, run_phases
 from fastkoop.experiments.sweep import (
     GRID,
     Iterates,
@@ -156,7 +156,7 @@ def test_grids_as_written_on_the_command_line():
 def phased(tmp_path_factory):
     out = tmp_path_factory.mktemp("phases")
     config = Config(t1=1, t2=2, T=1, seeds=2, cutoff="jax", stabilize="clip", out=str(out))
-    return run_phases(config, phases=3, rest=1), out
+    return run_phases(config, phases=3, rest=1, ahead=0.5), out
 
 
 def test_phases_share_gradients_and_end_where_they_should(phased):
@@ -173,8 +173,22 @@ def test_phases_share_gradients_and_end_where_they_should(phased):
         assert run["koopman"]["test_loss"][: first - 1] == run["optimizer"]["test_loss"][: first - 1]
         assert run["koopman"]["seconds"] == sorted(run["koopman"]["seconds"])
         assert run["koopman moving"]["seconds"] == sorted(run["koopman moving"]["seconds"])
-    assert [row[0] for row in rows(results)] == ["koopman", "optimizer"]
-    assert len(comparisons(results)) == 6
+        assert run["line"]["gradients"] == run["koopman"]["gradients"]
+        assert run["line"]["test_loss"][: first - 1] == run["optimizer"]["test_loss"][: first - 1]
+        assert run["line"]["test_loss"][first] != run["optimizer"]["test_loss"][first]
+    assert [row[0] for row in rows(results)] == ["koopman", "line", "optimizer"]
+    assert len(comparisons(results)) == 8
+
+
+def test_the_null_model_jumps_along_a_line():
+    model = torch.nn.Linear(1, 1, bias=False)
+    null, trail = Extrapolation(model, burn_in=1, record=3, rest=1, ahead=2), []
+    for weight in (9.0, 1.0, 2.0, 3.0, 7.0, 1.0, 1.0, 1.0, 5.0):
+        with torch.no_grad():
+            model.weight.fill_(weight)
+        null.step()
+        trail.append(model.weight.item())
+    assert trail == pytest.approx([9, 1, 2, 5, 7, 1, 1, 1, 5])
 
 
 def test_losses_at_equal_gradients_and_seconds():
@@ -186,6 +200,7 @@ def test_losses_at_equal_gradients_and_seconds():
 @pytest.mark.parametrize(
     ("options", "match"),
     [(["--grid", "window=1"], "grid: settings for --sweep"), (["--rest", "2"], "rest: epochs after each"),
+     (["--line", "1"], "line: expected epochs >= 0"), (["--line", "-1", "--phases", "2"], "line: expected epochs"),
      (["--sweep", "--phases", "2"], "phases: a sweep tries settings of one phase"),
      (["--sweep", "--recommended"], "recommended: a sweep tries settings of its grid"),
      (["--horizon", "auto"], "pass --validation"), (["--observables", "momentum"], "needs an optimizer with velo"),
