@@ -8,6 +8,7 @@ Under torchrun `train` shards the model with FSDP2, every rank a share of each b
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -151,6 +152,7 @@ def memory(name: str, folder: pathlib.Path, data_dir: str | None) -> None:
         for iteration in range(20):
             run.step(iteration)
         gc.collect()  # of the recording before
+        ctypes.CDLL(None).malloc_trim(0)  # so that nothing recorded hides in pages that training left behind
         before = resident()
         for _ in range(phase.capacity):
             phase.record()

@@ -100,7 +100,7 @@ def parse_grid(text: str) -> dict:
     """A sweep's grid as written on the command line, name=value,value;name=... ; delays need no comma inside."""
     readers = {
         "partition": str, "cutoff": parse_cutoff, "stabilize": parse_stabilize, "window": int,
-        "observables": lambda value: parse_observables(value.replace("+", ",")),
+        "observables": lambda value: parse_observables(value.replace("+", ",")), "out_of_span": str,
     }  # fmt: skip
     found = {}
     for part in filter(None, text.split(";")):

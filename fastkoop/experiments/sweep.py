@@ -36,6 +36,7 @@ GRID = {
     "stabilize": [None, "clip", "project"],
     "observables": ["identity", Affine()],
     "window": [1, 10],
+    "out_of_span": ["drop"],
 }
 HORIZONS = (1, 2, 5, 10, 20, 50)  # epochs, those up to T and T itself
 IMAGES = {"mnist": 60_000, "digits": 1437}  # to train on
@@ -44,7 +45,7 @@ SHARE = 6  # one in so many training images is taken out to choose by, unless th
 
 def settings(grid: dict) -> Iterator[dict]:
     """Every combination of the grid, in the order in which recordings can be shared."""
-    names = ("partition", "window", "observables", "stabilize", "cutoff")
+    names = ("partition", "window", "observables", "stabilize", "cutoff", "out_of_span")
     for values in itertools.product(*(grid[name] for name in names)):
         yield dict(zip(names, values, strict=True))
 
@@ -130,7 +131,7 @@ class Iterates:
 def tried(made: Iterates, phase: KoopmanPhase, setting: dict, at: list[int]) -> dict:
     """What one setting leads to, by epochs of the phase."""
     began = time.perf_counter()
-    options = {name: setting[name] for name in ("cutoff", "observables", "stabilize")}
+    options = {name: setting[name] for name in ("cutoff", "observables", "stabilize", "out_of_span")}
     try:
         phase.fit(**options)
     except checks.InputError as error:  # too few snapshots for its observables
@@ -159,9 +160,9 @@ def sweep(
     A sweep that was interrupted goes on where it stopped, if it was asked for the same.
 
     Args:
-        config: what to train; its own partition, cutoff, stabilize, observables and window are not looked at. Without
+        config: what to train; its own settings of a phase are not looked at. Without
             `validation`, a sixth of the training images is taken out.
-        grid: lists of partitions, cutoffs, stabilize, observables and windows; `GRID` if not given.
+        grid: lists of partitions, windows, observables, stabilize, cutoffs and out_of_span; `GRID` where not given.
         tick: called with the seed, what is going on, how much of it is done, and of how much.
 
     Returns:
