@@ -59,7 +59,8 @@ JOBS = {
         }.items()
     },
     **{
-        f"tried-{name}": ["--dataset", "mnist", "--T", "2", "--seeds", "5", "--validation", "10000", "--sweep", *options]
+        f"tried-{name}": ["--dataset", "mnist", "--T", "2", "--seeds", "5", "--validation", "10000", "--sweep",
+                          *options]
         for name, options in {
             "options": ["--t1", "3", "--t2", "5", "--grid", "partition=layer,network;window=20,130;stabilize=project;"
                         "observables=affine,affine+delay:2;cutoff=array_api,svht,energy:0.99,rank:2,rank:8"],
@@ -85,6 +86,19 @@ SHOWN = (  # settings of the sweep that the README shows: cutoff, stabilize, obs
     ("array_api", "project", "Affine()", 1, "affine, projected"),
     ("array_api", "project", "Affine()", 20, "affine, projected, means of 20"),
     ("Rank(k=1)", 0.875, "Affine()", WINDOW, "**recommended**: affine, rank 1, radius 0.875, 12 means"),
+)
+TRIED = (  # job, words, which of its settings
+    ("options", "every singular value", {"cutoff": "array_api", "observables": "Affine()"}),
+    ("options", "svht", {"cutoff": "svht", "observables": "Affine()"}),
+    ("options", "99% of the energy", {"cutoff": "Energy(share=0.99)", "observables": "Affine()"}),
+    ("options", "rank 2", {"cutoff": "Rank(k=2)", "observables": "Affine()"}),
+    ("options", "rank 8", {"cutoff": "Rank(k=8)", "observables": "Affine()"}),
+    ("options", "pairs of means observed (Delay)", {"observables": "Delay(2) with Affine()"}),
+    ("carry", "what snapshots do not span carried along", {"out_of_span": "carry"}),
+    ("short", "recording epoch 5 only", {}),
+    ("long", "recording epochs 3 to 5", {}),
+    ("early", "recording epochs 2 and 3", {}),
+    ("start", "recording epochs 1 and 2", {}),
 )
 PHASES = {
     "recommended": "AdaDelta, recommended",
@@ -170,6 +184,12 @@ def baselines_table() -> str:
             theirs = [run["baselines"][key]["test_loss"] for run in results["runs"]]
             cells.append(str(paired([run["koopman"]["jumped"]["test_loss"] for run in results["runs"]], theirs)))
         lines.append((label.format(name=name), _spread(own), *cells))
+    means = {partition: [np.mean(run["optimizer"]["test_loss"][1:]) for run in results["runs"]]
+             for partition, results in found.items()}  # fmt: skip
+    cells = []
+    for partition, results in found.items():
+        cells.append(str(paired([run["koopman"]["jumped"]["test_loss"] for run in results["runs"]], means[partition])))
+    lines.append((f"{name}'s losses on the way, their mean", _spread(means["node"]), *cells))
     cells = []
     for results in found.values():
         cells.append(f"{np.median([run['koopman']['jumped']['from_mean'] for run in results['runs']]):.2f}")
@@ -179,6 +199,31 @@ def baselines_table() -> str:
 
 def _spread(losses: list[float]) -> str:
     return f"{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f}"
+
+
+def tried_table() -> str:
+    """Other options and recordings: of each the best by validation, beside averages and the line."""
+    heads = ("tried", "best of it by validation", "test loss, T = 2", "against the moving average",
+             "against the line", "against the mean (SWA)")  # fmt: skip
+    lines = []
+    for job, words, wanted in TRIED:
+        results = read(f"tried-{job}", "sweep.json")
+        fits = (i for _, i in ranking(results) if wanted.items() <= results["settings"][i].items())
+        i = next(fits)
+        losses = [run["test_loss"][-1] for run in results["runs"] if run["setting"] == i]
+        setting = ", ".join(f"{name} {value}" for name, value in results["settings"][i].items() if name not in wanted)
+        against = (str(paired(losses, baseline(results, name, "test_loss"))) for name in ("moving", "line", "mean"))
+        lines.append((words, setting, f"{np.mean(losses):.4f}", *against))
+    found = {name: read(f"momentum-{name}", "results.json")["runs"] for name in ("without", "with")}
+    for name, runs in found.items():
+        losses = [run["koopman"]["jumped"]["test_loss"] for run in runs]
+        against = (
+            str(paired(losses, [run["baselines"][key]["test_loss"] for run in runs]))
+            for key in ("moving", "line", "mean")
+        )
+        words = "layers, affine, projected, 12 means"
+        lines.append((f"SGD with momentum, {name} velocities observed", words, f"{np.mean(losses):.4f}", *against))
+    return markdown(heads, lines)
 
 
 def phases_table() -> str:
@@ -215,7 +260,10 @@ def _seconds(run: dict) -> float:
     return np.interp(run["koopman"]["gradients"][-1], alone["gradients"], alone["seconds"])
 
 
-TABLES = {"pays-settings": settings_table, "pays-baselines": baselines_table, "pays-phases": phases_table}
+TABLES = {
+    "pays-settings": settings_table, "pays-baselines": baselines_table, "pays-tried": tried_table,
+    "pays-phases": phases_table,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ def test_a_setting_is_what_a_phase_of_its_own_gives(swept):
     made = Iterates(config, problem, 0, lambda *_: None)
     i = next(i for i, setting in enumerate(results["settings"])
              if setting == described({"partition": "network", "window": 4, "observables": Affine(), "stabilize": "clip",
-                                      "cutoff": Rank(1)}))  # fmt: skip
+                                      "cutoff": Rank(1), "out_of_span": "drop"}))  # fmt: skip
     all_iterates = made._all._recorder.recordings[0].snapshots(made._all.snapshots)[:, 0, : made._all.groups[0].n]
     skip = len(all_iterates) % 4
     means = all_iterates[skip:].reshape(-1, 4, all_iterates.shape[1]).mean(dim=1).numpy()
@@ -73,6 +73,13 @@ def test_a_setting_is_what_a_phase_of_its_own_gives(swept):
     phase._recordings[0].apply(torch.from_numpy(op.predict(steps)[None]))
     run = next(run for run in results["runs"] if run["seed"] == 0 and run["setting"] == i)
     assert run["test_loss"][0] == pytest.approx(problem.evaluate(made.model)[0], rel=1e-4)
+
+
+def test_what_the_snapshots_do_not_span_is_a_setting_too(tmp_path):
+    grid = {"partition": ["layer"], "cutoff": [Rank(1)], "stabilize": [0.9], "observables": [Affine()], "window": [4],
+            "out_of_span": ["drop", "carry"]}  # fmt: skip
+    drop, carry = sweep(Config(**QUICK, out=str(tmp_path)), grid)["runs"]
+    assert drop["test_loss"] != carry["test_loss"]
 
 
 def test_the_best_by_validation_is_named(swept):
