@@ -112,11 +112,11 @@ class Replay(Oscillator):
 
     @torch.no_grad()
     def train_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """One iteration on: the network's next state; before the first that was kept nothing happens."""
+        """One iteration on: the network's next state; before the first that was kept and past the last, no change."""
         self._at += 1
         if self._at >= self._first:
             for parameter, states in zip(model.parameters(), self._states, strict=True):
-                parameter.copy_(states[self._at - self._first, self._seed])
+                parameter.copy_(states[min(self._at - self._first, len(states) - 1), self._seed])
         optimizer.step()  # moves nothing without gradients, but tells whoever is attached to it
 
     def measures(self, run: dict, states: dict, **spans) -> dict:

@@ -63,7 +63,9 @@ JOBS = {
                           *options]
         for name, options in {
             "options": ["--t1", "3", "--t2", "5", "--grid", "partition=layer,network;window=20,130;stabilize=project;"
-                        "observables=affine,affine+delay:2;cutoff=array_api,svht,energy:0.99,rank:2,rank:8"],
+                        "observables=affine;cutoff=array_api,svht,energy:0.99,rank:2,rank:8"],
+            "delay": ["--t1", "3", "--t2", "5", "--grid", "partition=layer,network;window=20,130;stabilize=clip,0.98,"
+                      "0.875;observables=affine+delay:2;cutoff=array_api,rank:1,rank:2,rank:8"],
             "carry": ["--t1", "3", "--t2", "5", "--grid", "partition=layer,network;window=130;stabilize=0.875,project;"
                       "observables=affine;cutoff=array_api,rank:1,rank:8;out_of_span=carry"],
             "short": ["--t1", "4", "--t2", "5", "--grid", RATHER.format(65)],
@@ -74,7 +76,7 @@ JOBS = {
     },
     **{
         f"momentum-{name}": [*COMMON, "--T", "2", "--partition", "layer", "--optimizer", "momentum", "--eval-every",
-                             "156", "--window", "130", "--stabilize", "project", "--observables", observables]
+                             "156", "--window", "130", "--stabilize", "0.98", "--observables", observables]
         for name, observables in {"without": "affine", "with": "affine,momentum"}.items()
     },
 }  # fmt: skip
@@ -88,12 +90,12 @@ SHOWN = (  # settings of the sweep that the README shows: cutoff, stabilize, obs
     ("Rank(k=1)", 0.875, "Affine()", WINDOW, "**recommended**: affine, rank 1, radius 0.875, 12 means"),
 )
 TRIED = (  # job, words, which of its settings
-    ("options", "every singular value", {"cutoff": "array_api", "observables": "Affine()"}),
-    ("options", "svht", {"cutoff": "svht", "observables": "Affine()"}),
-    ("options", "99% of the energy", {"cutoff": "Energy(share=0.99)", "observables": "Affine()"}),
-    ("options", "rank 2", {"cutoff": "Rank(k=2)", "observables": "Affine()"}),
-    ("options", "rank 8", {"cutoff": "Rank(k=8)", "observables": "Affine()"}),
-    ("options", "pairs of means observed (Delay)", {"observables": "Delay(2) with Affine()"}),
+    ("options", "`array_api`", {"cutoff": "array_api"}),
+    ("options", "`svht`", {"cutoff": "svht"}),
+    ("options", "`Energy(0.99)`", {"cutoff": "Energy(share=0.99)"}),
+    ("options", "`Rank(2)`", {"cutoff": "Rank(k=2)"}),
+    ("options", "`Rank(8)`", {"cutoff": "Rank(k=8)"}),
+    ("delay", "`Delay(2)`, two means at a time", {}),
     ("carry", "what snapshots do not span carried along", {"out_of_span": "carry"}),
     ("short", "recording epoch 5 only", {}),
     ("long", "recording epochs 3 to 5", {}),
@@ -119,8 +121,11 @@ def run(names: list[str], data_dir: str | None) -> None:
 
 
 def read(name: str, file: str) -> dict:
-    """A job's results; None in them is a loss that diverged."""
-    return json.loads((RESULTS / name / file).read_text())
+    """A job's results, complete; None in them is a loss that diverged."""
+    results = json.loads((RESULTS / name / file).read_text())
+    if not results["complete"]:
+        raise SystemExit(f"{name}: only a part of its seeds is done; run it to its end")
+    return results
 
 
 def markdown(heads: tuple[str, ...], lines: list[tuple]) -> str:
@@ -173,7 +178,7 @@ def baselines_table() -> str:
     found = {partition: read(f"report-{partition}", "results.json") for partition in PARTITIONS}
     heads = ("against", "its test loss", *(f"Koopman, {partition}" for partition in PARTITIONS))
     name = "AdaDelta"
-    lines = [("", "", *(_spread([run["koopman"]["jumped"]["test_loss"] for run in results["runs"]])
+    lines = [("", "", *(verdict.spread([run["koopman"]["jumped"]["test_loss"] for run in results["runs"]])
                         for results in found.values()))]  # fmt: skip
     for key, label in verdict.BASELINES.items():
         if any(key not in run["baselines"] for results in found.values() for run in results["runs"]):
@@ -183,22 +188,18 @@ def baselines_table() -> str:
         for results in found.values():
             theirs = [run["baselines"][key]["test_loss"] for run in results["runs"]]
             cells.append(str(paired([run["koopman"]["jumped"]["test_loss"] for run in results["runs"]], theirs)))
-        lines.append((label.format(name=name), _spread(own), *cells))
+        lines.append((label.format(name=name), verdict.spread(own), *cells))
     means = {partition: [np.mean(run["optimizer"]["test_loss"][1:]) for run in results["runs"]]
              for partition, results in found.items()}  # fmt: skip
     cells = []
     for partition, results in found.items():
         cells.append(str(paired([run["koopman"]["jumped"]["test_loss"] for run in results["runs"]], means[partition])))
-    lines.append((f"{name}'s losses on the way, their mean", _spread(means["node"]), *cells))
+    lines.append((f"{name}'s losses on the way, their mean", verdict.spread(means["node"]), *cells))
     cells = []
     for results in found.values():
         cells.append(f"{np.median([run['koopman']['jumped']['from_mean'] for run in results['runs']]):.2f}")
     lines.append(("distance from the mean, over the last iterate's", "", *cells))
     return markdown(heads, lines)
-
-
-def _spread(losses: list[float]) -> str:
-    return f"{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f}"
 
 
 def tried_table() -> str:
@@ -221,7 +222,7 @@ def tried_table() -> str:
             str(paired(losses, [run["baselines"][key]["test_loss"] for run in runs]))
             for key in ("moving", "line", "mean")
         )
-        words = "layers, affine, projected, 12 means"
+        words = "layers, affine, `array_api`, radius 0.98, means of 130"
         lines.append((f"SGD with momentum, {name} velocities observed", words, f"{np.mean(losses):.4f}", *against))
     return markdown(heads, lines)
 
@@ -238,26 +239,22 @@ def phases_table() -> str:
                 run[side]["test_loss"] = [math.inf if loss is None else loss for loss in run[side]["test_loss"]]
         held = phases.comparisons(results)
         rows = {row[0]: row[1:] for row in phases.rows(results)}
-        gone = np.mean([jump["steps"] for run in results["runs"] for jump in run["jumps"]])
+        gone = np.mean([jump["steps"] for run in results["runs"] for jump in run["jumps"] if "steps" in jump])
         lines.append((f"{words}; jumps of {gone:.0f} iterations", *rows["koopman"], "", ""))
         if "line" in rows:
             ahead = f"jumps along the line, {results['ahead']:.2g} epochs ahead"
             lines.append((f"- {ahead}", *rows["line"], held["moving average, jumps along the line"], ""))
         equal = [held[f"moving average, equal {what}"] for what in ("gradients", "seconds")]
         through = held["moving average, the optimizer through all that the jumps stood for"]
-        ends = np.array([[phases.at_gradients(run, side, run["koopman"]["gradients"][-1])
-                          for side in ("optimizer", "optimizer moving")] for run in results["runs"]])  # fmt: skip
-        last, moving = np.median(ends, axis=0)
-        seconds = np.median([_seconds(run) for run in results["runs"]])
+        ends = [
+            (phases.seconds_of(run, "optimizer", results["gradients"]),
+             *(phases.at_gradients(run, side, results["gradients"]) for side in ("optimizer", "optimizer moving")))
+            for run in results["runs"]
+        ]  # fmt: skip
+        seconds, last, moving = np.median(np.array(ends, float), axis=0)
         lines.append(("- no jumps", rows["koopman"][0], f"{seconds:.3g}", f"{last:.4f}", f"{moving:.4f}", *equal))
         lines.append(("- no jumps, through all that they stood for", *rows["optimizer"], through, ""))
     return markdown(heads, lines)
-
-
-def _seconds(run: dict) -> float:
-    """What the optimizer alone takes for as many gradients as the run with jumps makes."""
-    alone = run["optimizer"]
-    return np.interp(run["koopman"]["gradients"][-1], alone["gradients"], alone["seconds"])
 
 
 TABLES = {
@@ -274,10 +271,15 @@ def main() -> None:
     parser.add_argument("--data-dir", help="folder with the MNIST files")
     options = parser.parse_args()
     names = [name for name in JOBS if not options.parts or any(name.startswith(part) for part in options.parts)]
+    if not names:
+        parser.error(f"no job begins with {' or '.join(options.parts)}; expected one of {', '.join(JOBS)}")
     if options.what == "run":
         run(names, options.data_dir)
     for part, table in TABLES.items():
-        readme.update(part, table())
+        try:
+            readme.update(part, table())
+        except FileNotFoundError as missing:
+            print(f"{part}: left as it is, {missing.filename} is not there yet")
 
 
 if __name__ == "__main__":

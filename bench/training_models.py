@@ -98,14 +98,14 @@ class Task:
 
 def images(data_dir: str | None, batch: int, make, partition, recalibrate: bool) -> Task:
     """A classifier of MNIST's images."""
-    data = datasets.load("mnist", data_dir)
+    data = datasets.with_validation(datasets.load("mnist", data_dir), 2000)
     x, y = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)
 
     def take(iteration: int):
         chosen = torch.from_numpy(np.random.default_rng(iteration).integers(len(x), size=batch))
         return x[chosen], y[chosen]
 
-    held_out = torch.from_numpy(data.test_images[:2000]), torch.from_numpy(data.test_labels[:2000])
+    held_out = torch.from_numpy(data.validation_images), torch.from_numpy(data.validation_labels)
     return Task(make, take, held_out, partition, recalibrate)
 
 

@@ -6,6 +6,7 @@ Errors are one sentence; exit 0 done, 2 bad input, 1 anything else.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 import pathlib
@@ -24,6 +25,8 @@ try:
     from rich.table import Table
 except ImportError as missing:  # a core-only installation
     sys.exit(f'fastkoop: the command line needs {missing.name}; pip install "fastkoop[mnist]"')
+
+OF_A_PHASE = ("cutoff", "stabilize", "observables", "window", "out_of_span", "every")
 
 app = typer.Typer(
     name="fastkoop",
@@ -159,7 +162,9 @@ def compare(
     validation: Annotated[int, typer.Option(help="Images taken out of the training set to choose by.")] = 0,
     every: Annotated[int, typer.Option(help="Record each EVERY-th iteration.")] = 1,
     seeds: Annotated[int, typer.Option(help="Run seeds 0 .. SEEDS-1.")] = 1,
-    eval_every: Annotated[int, typer.Option(help="Evaluate on the test set each EVAL_EVERY-th iteration.")] = 1,
+    eval_every: Annotated[
+        int, typer.Option(help="Evaluate on the test set each EVAL_EVERY-th iteration; with --every, where both fall.")
+    ] = 1,
     device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
     out: Annotated[str, typer.Option(help="Folder for results.json and the figures.")] = "fastkoop-compare",
     phases: Annotated[
@@ -188,8 +193,13 @@ def compare(
             raise InputError("grid: settings for --sweep, which was not asked for")
         if sweep and phases:
             raise InputError("phases: a sweep tries settings of one phase; leave --phases or --sweep out")
-        if sweep and recommended:
-            raise InputError("recommended: a sweep tries settings of its grid; leave --recommended or --sweep out")
+        if recommended:
+            _refuse(options, OF_A_PHASE, "--recommended chooses it")
+        if sweep:
+            _refuse(options, ("recommended", *OF_A_PHASE, "partition", "horizon", "eval_every"),
+                    "a sweep tries settings of its --grid, at the ends of phases")  # fmt: skip
+        if phases:
+            _refuse(options, ("eval_every",), "several phases are looked at eight times an epoch")
         if rest and not phases:
             raise InputError("rest: epochs after each of several phases; pass --phases")
         if line is not None and not (phases and math.isfinite(line) and line >= 0):
@@ -203,6 +213,15 @@ def compare(
         _compare(options)
 
 
+def _refuse(options: dict, names: tuple[str, ...], why: str) -> None:
+    """Refuse options that would not be looked at."""
+    usual = {name: parameter.default for name, parameter in inspect.signature(compare).parameters.items()}
+    usual.update(stabilize=None)
+    for name in names:
+        if options[name] != usual[name]:
+            raise InputError(f"{name}: {why}; leave --{name.replace('_', '-')} out")
+
+
 def _compare(options: dict) -> None:
     from .experiments.compare import Config
     from .experiments.compare import compare as run
@@ -210,21 +229,8 @@ def _compare(options: dict) -> None:
     from .experiments.report import write_report
     from .experiments.verdict import baseline_rows, rows, words
 
-    config = Config(**options).checked()
-    signal.signal(signal.SIGTERM, _interrupt)
-    console = Console()
-    done: list[int] = []
-    try:
-        with _progress() as tick:
-
-            def count(seed: int, what: str, at: int, of: int) -> None:
-                done[:] = range(seed)
-                tick(f"seed {seed}: {what}", at, of)
-
-            results = run(config, count)
-    except KeyboardInterrupt:
-        kept = f"kept {len(done)} of {config.seeds} seeds in {config.out}/results.json" if done else "kept nothing"
-        raise KeyboardInterrupt(f"interrupted; {kept}") from None
+    config, console = Config(**options).checked(), Console()
+    results = _seed_by_seed(lambda tick: run(config, tick), f"of {config.seeds} seeds in {config.out}/results.json")
     table = Table("", loss_name(results), "accuracy", "an iteration", "T phase")
     for row in rows(results):
         table.add_row(*row)
@@ -237,6 +243,23 @@ def _compare(options: dict) -> None:
         console.print(line, soft_wrap=True, highlight=False)
     write_report(results, pathlib.Path(config.out))
     console.print(f"report.html, its figures and results.json are in {config.out}", soft_wrap=True, highlight=False)
+
+
+def _seed_by_seed(run, where: str):
+    """run(tick) under a progress bar; says how many seeds are kept, and where, if it is interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    done = 0
+    try:
+        with _progress() as tick:
+
+            def count(seed: int, what: str, at: int, of: int) -> None:
+                nonlocal done
+                done = seed
+                tick(f"seed {seed}: {what}", at, of)
+
+            return run(count)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; kept {f'{done} {where}' if done else 'nothing'}") from None
 
 
 def _sweep(options: dict, grid: dict) -> None:
@@ -264,16 +287,9 @@ def _phases(options: dict, phases: int, rest: int, line: float | None) -> None:
     from .experiments.phases import comparisons, rows
     from .experiments.phases import run_phases as run
 
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with _progress() as tick:
-            config = Config(**options)
-            results = run(
-                config, phases, rest, line, lambda seed, *state: tick(f"seed {seed}: {state[0]}", *state[1:])
-            )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; seeds that were done are in {options['out']}/phases.json") from None
-    console = Console()
+    config, console = Config(**options).checked(), Console()
+    where = f"of {config.seeds} seeds in {config.out}/phases.json"
+    results = _seed_by_seed(lambda tick: run(config, phases, rest, line, tick), where)
     table = Table("", "gradients", "seconds", "test loss", "of the moving average")
     for row in rows(results):
         table.add_row(*row)

@@ -41,12 +41,14 @@ def fit(
             unchanged while the operator is in use.
         cutoff: which singular values of F count, see `fastkoop.cutoff`.
         observables: "identity", the weights themselves, as published; `Affine()`, `Delay(d)`, `Momentum()`, or a
-            tuple of these, see `fastkoop.observables`. Predictions stay (..., n); with a constant or delays, fitting
-            copies a part of the snapshots at a time.
+            tuple of these, see `fastkoop.observables`. Predictions stay (..., n); with a constant fitting copies a
+            part of the snapshots to float64 at a time, and so it does of wide blocks (n <= m) with anything but the
+            defaults of observables, stabilize and out_of_span.
         stabilize: None, as published; "clip" moves eigenvalues of modulus > 1 onto the unit circle at
             every number of steps; a float clips at that radius; "project" takes the nearest operator that stretches
             no vector (singular values of K above 1 become 1): no state grows but by what a constant adds, or what is
-            carried.
+            carried. Not with `Delay` or `Momentum`: what they stack grows and shrinks in turn where nothing diverges,
+            and would be held back by that.
         out_of_span: "drop" what F cannot represent of x_last, as published (K x_last is what K makes of the rest), or
             "carry" it along as it is: it is added to every state.
         time_axis: where time runs; 0 takes a recording buffer (m+1, ..., n) without a copy.
@@ -106,7 +108,12 @@ class Setting(NamedTuple):
         rules.resolve(cutoff, 1, 1, np.float32)
         carry = checks.choice("out_of_span", out_of_span, ("drop", "carry")) == "carry"
         flags = {name: bool(flag) for name, flag in flags.items()}
-        return cls(cutoff, resolve(observables), checks.stabilizer(stabilize), carry, **flags)
+        observables, stabilize = resolve(observables), checks.stabilizer(stabilize)
+        if stabilize == "project" and (observables.momentum or observables.observed.delay > 1):
+            raise checks.InputError(
+                f'stabilize: "project" would hold {observables} back though nothing diverges; use "clip" or a radius'
+            )
+        return cls(cutoff, observables, stabilize, carry, **flags)
 
     @property
     def plain(self) -> bool:
@@ -317,7 +324,7 @@ class KoopmanOperator:
         r is the largest rank in the batch, one more if a constant is observed, whose eigenvalue is 1 exactly; a
         block's values past its own are zero, as are all further eigenvalues of its K.
         """
-        values = self._spectrum[0]
+        values = self._known(self._spectrum[0].copy())
         return self._source.wrap(values.reshape(*self._batch, values.shape[1]))
 
     @property
@@ -353,14 +360,15 @@ class KoopmanOperator:
 
     def _combine(self, snapshots, coefficients):
         """(B, n, k) float64 sums over snapshots, with bits that do not depend on a small block's neighbours."""
-        rows = self.backend.combine(snapshots.astype(np.float64), coefficients, products=self._large)
+        rows = self.backend.combine(snapshots.astype(np.float64, order="C"), coefficients, products=self._large)
         return rows.transpose(1, 2, 0)
 
     def _mean(self, after: bool):
         """Means over the columns of Fp (if `after`) or of F: (B, delay n) float64."""
         delay, shape = self._setting.observables.observed.delay, (math.prod(self._batch), self._X.shape[-1])
         first = (delay - 1 - k + after for k in range(delay))
-        parts = (self._X[at : at + self._pairs].mean(axis=0, dtype=np.float64) for at in first)
+        shares = self._xp.full((shape[0], 1, self._pairs), 1.0 / self._pairs)
+        parts = (self._combine(self._X[at : at + self._pairs], shares) for at in first)
         return self._xp.concatenate([part.reshape(shape) for part in parts], axis=1)
 
     @in_scope
@@ -381,7 +389,7 @@ class KoopmanOperator:
             K[:, :rows, :rows], K[:, rows, rows] = A, 1.0
             K[:, :rows, rows] = self._mean(after=True) - xp.einsum("bij,bj->bi", A, self._mean(after=False))
         with np.errstate(over="ignore"):
-            K = K.astype(self._X.dtype)
+            K = self._known(K.astype(self._X.dtype))
         if self._setting.check_finite and self._source.device is None:
             numbers = K.reshape(len(K), K.shape[1] ** 2)
             warn_of_overflow(numbers, self._published.route, self._batch, self._source, checks.matrix_overflow)
@@ -444,7 +452,12 @@ class KoopmanOperator:
     @in_scope
     def _radii(self):
         values = self._xp.abs(self.backend.eigenvalues(self._lifted.factors))
-        return values.max(axis=1) if values.shape[1] else self._xp.zeros(len(values))
+        return self._known(values.max(axis=1) if values.shape[1] else self._xp.zeros(len(values)))
+
+    def _known(self, values):
+        """The same, NaN in blocks that were not finite."""
+        values[self._published.route == NON_FINITE] = np.nan
+        return values
 
     @property
     def eigenvector_condition(self):
@@ -462,6 +475,7 @@ class KoopmanOperator:
 
     @functools.cached_property
     @in_scope
+    @np.errstate(over="ignore", invalid="ignore")
     def _residuals(self):
         xp, own, observed, rows = self._xp, self._lifted.factors, self._setting.observables.observed, self._X.shape[-1]
         carry = self._setting.carry
@@ -475,7 +489,8 @@ class KoopmanOperator:
             y = basis[..., -1] / size / xp.where(norm == 0.0, 1.0, norm) ** 2 / size
             coefficients = self._sums(own.lift.transpose(2, 0, 1), y)
             if carry or observed.affine:
-                constant = lifted.constants(xp, self._lifted, self._pairs, observed, carry, y, self._pairs - 1)
+                at = self._pairs - 1
+                constant = lifted.constants(self.backend, self._lifted, self._pairs, observed, carry, y, at)
                 constant[:, int(carry) :] += coefficients
                 coefficients = constant
             coefficients[:, -1] -= 1.0  # x_m is the last row: the miss itself is combined, not its two large terms
@@ -490,7 +505,7 @@ class KoopmanOperator:
                 miss += self._lifted.mean[:, : self._n]
             if carry:
                 miss += (state - xp.einsum("bnr,br->bn", own.basis, y))[:, : self._n]
-        return _relative(xp, miss, before, last, self._spread)
+        return self._known(_relative(xp, miss, before, last, self._spread))
 
     def _sums(self, rows, coefficients):
         """Sums over rows (q, ..., k) with coefficients (B, q): (B, k), with bits of the block's own."""

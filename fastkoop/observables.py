@@ -45,7 +45,8 @@ class Delay:
     d: int
 
     def __post_init__(self):
-        integer("Delay(d)", self.d, least=1, cure="Delay(1) observes what the identity does")
+        d = integer("Delay(d)", self.d, least=1, cure="Delay(1) observes what the identity does")
+        object.__setattr__(self, "d", d)
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def resolve(observables) -> Observables:
     parts = list(observables) if isinstance(observables, (tuple, list)) else [observables]
     for part in parts:
         if not isinstance(part, OBSERVABLES):
-            cure = "; write Affine(), with brackets" if part in OBSERVABLES else ""
+            kind = part.__name__ if isinstance(part, type) and part in OBSERVABLES else ""
+            cure = f"; write {kind}(), with brackets" if kind else ""
             raise InputError(
                 'observables: expected "identity", Affine(), Delay(d), Momentum() or a tuple of these, got '
                 f"{part!r}{cure}"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import library
+from . import cpu, library
 from .cpu import ALONE_ORDER, DIGITS, Factors, assemble, merge, quiet
 from .cpu import COORDINATES as FACTOR_COORDINATES
 from .plan import NON_FINITE, UNRESOLVED, ZERO, resolution
@@ -119,7 +119,7 @@ def unsettled(contract, found: Lifted, dtype) -> np.ndarray:
 
 @quiet
 def gram(contract, X, observed: Observed):
-    """Gram matrices (B, m+1, m+1) of tall blocks' snapshots; if affine, of their distances from the middle one.
+    """Gram matrices (B, m+1, m+1) of tall blocks' snapshots; if affine, of their distances from one that stands still.
 
     A sum over weights, so that shards of a block's weights add up; and which snapshot is taken off does not matter to
     an affine operator, but that what it cannot see is small: weights are large beside how far they move.
@@ -129,7 +129,7 @@ def gram(contract, X, observed: Observed):
     columns, *batch, n = X.shape
     out = contract.xp.zeros((math.prod(batch), columns, columns))
     for at in range(0, n, _strip(columns)):
-        out += contract.gram(_from_middle(X[..., at : at + _strip(columns)]), "snapshots")
+        out += contract.gram(_distances(contract, X[..., at : at + _strip(columns)])[0], "snapshots")
     return out
 
 
@@ -138,11 +138,25 @@ def _strip(columns: int) -> int:
     return max(64, STRIP // (8 * columns))
 
 
-def _from_middle(X):
-    """Distances from the middle snapshot, float64."""
-    X = X.astype(np.float64)
-    X -= X[len(X) // 2].copy()
-    return X
+def _distances(contract, X):
+    """Snapshots less an origin, float64, and that origin: the middle one, for numbers that never move to be exactly 0,
+    and the mean of what is left, so that one snapshot far from all the others is in none of their distances."""
+    X = X.astype(np.float64, order="C")  # the same layout for all, and the same bits
+    origin = X[len(X) // 2].copy()
+    X -= origin
+    middle = _mean(contract, X).reshape(origin.shape)
+    X -= middle
+    return X, origin + middle
+
+
+def _mean(contract, Z):
+    """Means (B, n) of snapshots (columns, ..., n) over time."""
+    return _sums(contract, Z, contract.xp.full((math.prod(Z.shape[1:-1]), len(Z)), 1.0 / len(Z)))
+
+
+def _sums(contract, rows, coefficients):
+    """Sums over rows (q, ..., k) with coefficients (B, q): (B, k), with bits that are a block's own."""
+    return contract.combine(contract.xp.ascontiguousarray(rows), coefficients[:, None], products=False)[0]
 
 
 @quiet
@@ -161,23 +175,31 @@ def from_gram(contract, gram, n: int, observed: Observed, cutoff, dtype, *, gain
         H = centred(xp, centred(xp, H).swapaxes(1, 2)).swapaxes(1, 2)
         means, last = centred(xp, means), centred(xp, last)
         layout = xp.concatenate([G, H, last.swapaxes(1, 2)], axis=1)
-        factors = _tall(xp, contract.solve(layout, pairs, rows, cutoff, dtype), G)
-        drift = (factors.basis.swapaxes(1, 2) @ means)[:, :, 0]
-        basis = uncentred(xp, factors.basis)
-        factors = factors._replace(basis=basis, lift=basis)
+        factors, drift = _tall(contract, contract.solve(layout, pairs, rows, cutoff, dtype), G, means)
     else:
         factors = contract.solve(S, rows, pairs, cutoff, dtype)
         drift = xp.zeros(factors.start.shape)
-    after = _root(xp, factors.basis.swapaxes(1, 2) @ (S[:, 1:, 1:] @ factors.basis)) if gains else None
+    after = _roots(contract, factors, lambda B, at: B.swapaxes(1, 2) @ (S[at, 1:, 1:] @ B)) if gains else None
     return Lifted(factors, drift, None, None, after)
 
 
-def _root(xp, products):
-    """R (B, r, r) with R^T R = products, zero where these are not finite."""
-    finite = xp.isfinite(products).all(axis=(1, 2))[:, None, None]
-    products = xp.where(finite, products, 0.0)
-    squares, Q = xp.linalg.eigh((products + products.swapaxes(1, 2)) / 2.0)
-    return xp.sqrt(xp.maximum(squares, 0.0))[:, :, None] * Q.swapaxes(1, 2)
+def _roots(contract, factors: Factors, products):
+    """R (B, r, r) with R^T R = products(lift, blocks), 0 where these are not finite."""
+    xp = contract.xp
+    roots = xp.zeros(factors.operator.shape)
+    for at, rank in _by_rank(contract, factors):
+        own = products(factors.lift[at][:, :, :rank], at)
+        own = xp.where(xp.isfinite(own).all(axis=(1, 2))[:, None, None], own, 0.0)
+        squares, Q = xp.linalg.eigh((own + own.swapaxes(1, 2)) / 2.0)
+        roots[at, :rank, :rank] = xp.sqrt(xp.maximum(squares, 0.0))[:, :, None] * Q.swapaxes(1, 2)
+    return roots
+
+
+def _by_rank(contract, factors: Factors):
+    """(blocks, rank) of every rank that there is but 0, so that a block's bits do not depend on others' ranks."""
+    ranks = contract.host(factors.rank)
+    for rank in np.unique(ranks[ranks > 0]):
+        yield contract.xp.asarray(np.flatnonzero(ranks == rank)), int(rank)
 
 
 def _along_diagonals(S, delay: int):
@@ -186,39 +208,47 @@ def _along_diagonals(S, delay: int):
     return sum((S[:, k : k + size, k : k + size] for k in range(1, delay)), start=S[:, :size, :size])
 
 
-def _tall(xp, factors: Factors, G) -> Factors:
+def _tall(contract, factors: Factors, G, means) -> tuple[Factors, Any]:
     """Factors of tall blocks from those that `solve` gives for [F^T F; F^T Fp; (F^T x_last)^T] as if they were wide.
 
     Its eigenvectors V of G = F^T F are right singular vectors of F, and its coordinates S U^T x instead of U^T x.
+    All in m - 1 coordinates of columns that sum to zero; lift and basis are not. Beside them the drift (B, r), from
+    means = F^T (mean Fp - mean F).
     """
-    V = factors.basis
-    squares = xp.einsum("bqr,bqr->br", V, G @ V)
-    s = xp.sqrt(xp.where(squares > 0.0, squares, 1.0))
-    basis = V / s[:, None]
-    operator = factors.operator / s[:, :, None] * s[:, None]
-    return factors._replace(basis=basis, lift=basis, operator=operator, start=factors.start / s)
+    xp, (B, m, r) = contract.xp, factors.basis.shape
+    basis, drift = xp.zeros((B, m + 1, r)), xp.zeros((B, r))
+    operator, start = xp.zeros(factors.operator.shape), xp.zeros(factors.start.shape)
+    for at, rank in _by_rank(contract, factors):
+        V = factors.basis[at][:, :, :rank]
+        squares = (V * (G[at] @ V)).sum(axis=1)
+        s = xp.sqrt(xp.where(squares > 0.0, squares, 1.0))
+        V = V / s[:, None]
+        drift[at, :rank] = (V.swapaxes(1, 2) @ means[at])[:, :, 0]
+        basis[at, :, :rank] = uncentred(xp, V)
+        operator[at, :rank, :rank] = factors.operator[at][:, :rank, :rank] / s[:, :, None] * s[:, None]
+        start[at, :rank] = factors.start[at][:, :rank] / s
+    return factors._replace(basis=basis, lift=basis, operator=operator, start=start), drift
 
 
 def _from_pairs(contract, X, cutoff, observed: Observed, gains: bool, dtype) -> Lifted:
     """`fit` of wide blocks, by the Gram matrices of their stacked pairs."""
     rows, pairs = observed.shape(X.shape[-1], len(X))
-    origin = X[len(X) // 2].reshape(-1, X.shape[-1]).astype(np.float64)
-    data = _from_middle(X) if observed.affine else X.astype(np.float64)
+    data, origin = _distances(contract, X) if observed.affine else (X.astype(np.float64, order="C"), None)
     Z = stacked(contract.xp, data.reshape(len(X), -1, X.shape[-1]), observed.delay)
     S = contract.gram(Z, "weights")
-    before, mean, last = _means(contract.xp, Z, observed)
+    before, mean, last = _means(contract, Z, observed)
     if observed.affine:
         S[:, :rows] -= (len(Z) - 1) * before[:, :, None] * before[:, None]
         S[:, rows : 2 * rows] -= (len(Z) - 1) * mean[:, :, None] * before[:, None]
         S[:, 2 * rows] = last
     factors = contract.solve(S, rows, pairs, cutoff, dtype)
     if observed.affine:
-        drift = contract.xp.einsum("bqr,bq->br", factors.basis, mean - before)
-        mean = mean + contract.xp.tile(origin, (1, observed.delay))
+        drift = _sums(contract, factors.basis.swapaxes(0, 1), mean - before)
+        mean = mean + contract.xp.tile(origin.reshape(-1, X.shape[-1]), (1, observed.delay))
     else:
         drift = contract.xp.zeros(factors.start.shape)
-    rest = last - contract.xp.einsum("bqr,br->bq", factors.basis, factors.start)
-    after = _root(contract.xp, factors.lift.swapaxes(1, 2) @ factors.lift) if gains else None
+    rest = last - _sums(contract, factors.basis.transpose(2, 0, 1), factors.start)
+    after = _roots(contract, factors, lambda W, _: W.swapaxes(1, 2) @ W) if gains else None
     return Lifted(factors, drift, mean, rest, after)
 
 
@@ -229,11 +259,11 @@ def stacked(xp, X, delay: int):
     return xp.concatenate([X[delay - 1 - k : len(X) - k] for k in range(delay)], axis=-1)
 
 
-def _means(xp, Z, observed: Observed):
+def _means(contract, Z, observed: Observed):
     """Means of F and Fp over time, and x_last past the former; zeros without a constant."""
     if not observed.affine:
-        return xp.zeros(Z.shape[1:]), xp.zeros(Z.shape[1:]), Z[-1]
-    before, after = Z[:-1].mean(axis=0), Z[1:].mean(axis=0)
+        return contract.xp.zeros(Z.shape[1:]), contract.xp.zeros(Z.shape[1:]), Z[-1]
+    before, after = _mean(contract, Z[:-1]), _mean(contract, Z[1:])
     return before, after, Z[-1] - before
 
 
@@ -243,13 +273,13 @@ def centred(xp, A):
     Q is a Householder reflector without its first column.
     """
     v = xp.asarray(_reflector(A.shape[1]))
-    return (A - 2.0 * v[:, None] * xp.einsum("m,bmk->bk", v, A)[:, None])[:, 1:]
+    return (A - 2.0 * v[:, None] * (v @ A)[:, None])[:, 1:]
 
 
 def uncentred(xp, A):
     """Q A of A (B, m-1, k): (B, m, k), whose columns sum to zero."""
     v = xp.asarray(_reflector(A.shape[1] + 1))
-    sums = -2.0 * v[:, None] * xp.einsum("m,bmk->bk", v[1:], A)[:, None]
+    sums = -2.0 * v[:, None] * (v[1:] @ A)[:, None]
     sums[:, 1:] += A
     return sums
 
@@ -270,7 +300,7 @@ def _exactly(blocks: np.ndarray, cutoff, observed: Observed, gains: bool, dtype)
         X = blocks[:, b].astype(np.float64)
         origin = X[len(X) // 2].copy() if observed.affine else np.zeros(X.shape[1])
         Z = stacked(np, (X - origin)[:, None], observed.delay)
-        before, mean, last = (part[0] for part in _means(np, Z, observed))
+        before, mean, last = (part[0] for part in _means(cpu, Z, observed))
         F, Fp = (centred(np, side.swapaxes(0, 1))[0].T if observed.affine else side[:, 0].T for side in (Z[:-1], Z[1:]))
         found = library.reduce_pairs(F, Fp, last, cutoff, digits, bounds)
         U = found.basis if wide else F @ found.basis
@@ -354,13 +384,15 @@ def non_expansive(contract, lifted: Lifted) -> Lifted:
     K = W U^T has those of W = P S Q^T, and so has R; lift and operator are multiplied by Q min(1, 1/S) Q^T.
     """
     xp, factors = contract.xp, lifted.factors
-    _, gains, Qt = xp.linalg.svd(lifted.gains)
-    beyond = gains > 1.0
-    if not bool(beyond.any()):
-        return lifted
-    turn = (Qt.swapaxes(1, 2) * xp.where(beyond, 1.0 / xp.where(beyond, gains, 1.0), 1.0)[:, None]) @ Qt
-    turn = xp.where(beyond.any(axis=1)[:, None, None], turn, xp.eye(turn.shape[1]))  # others keep their bits
-    return lifted._replace(factors=factors._replace(lift=factors.lift @ turn, operator=factors.operator @ turn))
+    lift, operator = factors.lift.copy(), factors.operator.copy()
+    for at, rank in _by_rank(contract, factors):
+        _, gains, Qt = xp.linalg.svd(lifted.gains[at][:, :rank, :rank])
+        turn = (Qt.swapaxes(1, 2) * (1.0 / xp.maximum(gains, 1.0))[:, None]) @ Qt
+        beyond = (gains[:, 0] > 1.0)[:, None, None]  # others keep their bits
+        for array, rows in ((lift, slice(None)), (operator, slice(rank))):
+            own = array[at][:, rows, :rank]
+            array[at, rows, :rank] = xp.where(beyond, own @ turn, own)
+    return lifted._replace(factors=factors._replace(lift=lift, operator=operator))
 
 
 @quiet
@@ -379,7 +411,7 @@ def augmented(contract, lifted: Lifted, pairs: int, observed: Observed, carry: b
     start[:, 1:], operator[:, 0, 0], operator[:, 1:, 0], operator[:, 1:, 1:] = (
         factors.start, 1.0, lifted.drift, factors.operator,
     )  # fmt: skip
-    constant, lift = constants(xp, lifted, pairs, observed, carry, factors.start, pairs), factors.lift
+    constant, lift = constants(contract, lifted, pairs, observed, carry, factors.start, pairs), factors.lift
     if lifted.mean is None and carry:
         lift = xp.concatenate([xp.zeros((B, 1, r)), lift], axis=1)
     lift = xp.concatenate([constant[:, :, None], lift], axis=2)
@@ -387,18 +419,18 @@ def augmented(contract, lifted: Lifted, pairs: int, observed: Observed, carry: b
     return factors._replace(basis=lift, lift=lift, operator=operator, start=start, rank=rank)
 
 
-def constants(xp, lifted: Lifted, pairs: int, observed: Observed, carry: bool, y, at: int):
+def constants(contract, lifted: Lifted, pairs: int, observed: Observed, carry: bool, y, at: int):
     """What the constant adds to the next state's coefficients (B, q): mean Fp, and what y leaves of snapshot `at`.
 
     For states that follow the observables Z_at, at = pairs the last, whose coordinates are y.
     """
-    factors = lifted.factors
+    xp, factors = contract.xp, lifted.factors
     if lifted.mean is not None:
         return lifted.mean + lifted.rest if carry else lifted.mean
     share = 1.0 / pairs if observed.affine else 0.0
     out = xp.zeros((len(y), pairs + carry))
     out[:, int(carry) :] = share
     if carry:
-        out[:, :-1] -= share + xp.einsum("bqr,br->bq", factors.basis, y)
+        out[:, :-1] -= share + _sums(contract, factors.basis.transpose(2, 0, 1), y)
         out[:, at] += 1.0
     return out

@@ -6,6 +6,7 @@ Blocks are (n, m+1), columns are snapshots, oldest first; a cutoff is a pair (ki
 from __future__ import annotations
 
 import numpy as np
+import scipy.linalg
 
 
 def gram(X: np.ndarray) -> np.ndarray:
@@ -85,6 +86,9 @@ def predict_observed(
 ) -> np.ndarray:  # fmt: skip
     """`predict` of a block by an operator on delayed snapshots, affine, non-expansive, with x_last's rest carried."""
     F, Fp, z, before, after = observed(X, delay, affine)
+    if affine:  # columns sum to zero; in coordinates of such combinations no singular value is zero for that alone
+        Q = scipy.linalg.null_space(np.ones((1, F.shape[1])))
+        F, Fp = F @ Q, Fp @ Q
     U, s, Vt = truncated_svd(F, cutoff, X.dtype)
     W = Fp @ (Vt.T / s)
     if project:

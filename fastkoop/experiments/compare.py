@@ -33,6 +33,7 @@ from .spectra import spectra
 from .training import Classification, make_optimizer, torch_threads
 
 EIGENVALUES = 300  # of a layer that results.json shows
+FILES = ("report.html", "accuracy.png", "loss.png", "time.png", "weights.png", "spectra.png")  # beside results.json
 WARM_UP_SIZES = ((5, 3), (3, 5), (101, 100), (100, 101))  # (n, m): tall and wide, for the kernels and for LAPACK
 
 
@@ -108,10 +109,12 @@ def check_lengths(config: Config, per_epoch: int) -> None:
             "or record for more epochs (t2 - t1)"
         )
     if 0 < config.T * per_epoch < config.every:
+        cure = "record for fewer epochs (t2 - t1)" if config.recommended else "lower it"
         raise checks.InputError(
             f"every: {config.every} iterations are longer than the T phase of {config.T * per_epoch}, in which "
-            "no Koopman step would be made; lower it, or raise T"
+            f"no Koopman step would be made; {cure}, or raise T"
         )
+    resolve(config.observables).check(recorded // config.every)
 
 
 class Recorded:
@@ -238,11 +241,13 @@ def _baselines(config: Config, problem, made: Recorded, states: dict[str, Weight
     By name: loss, accuracy, "gradients" (optimizer iterations since the first), and "seconds" since t2, recording
     included. At t2: "start" (no jump), "mean" of the recorded iterates and "moving" average, the "line" through them
     at the last, "rank one" (a jump with every block's operator of rank 1: the null model of a projection). At the end:
-    "optimizer", "optimizer mean" over as many of its last iterates as were recorded, "optimizer moving"; and at "equal
-    time" the optimizer's iterate when it had taken as long as recording, fit and jump.
+    "optimizer", "optimizer mean" over as many of its last iterates as were recorded, those of the phase at most, and
+    "optimizer moving"; at "equal time" the optimizer's iterate when it had taken as long as recording, fit and jump.
     """
     at_t2, epochs = config.t2 * made.batches.per_epoch, {}
     count = made.final // config.every
+    if made.phase.position:
+        made.phase.rollback()  # the Koopman steps
     began = time.perf_counter()
     plain = Momentum() if resolve(config.observables).momentum else "identity"
     made.phase.fit(cutoff=Rank(1), observables=plain, stabilize=None, out_of_span="drop")
@@ -279,7 +284,8 @@ def _side_by_side(config: Config, problem, made: Recorded, cost: float, tick):
     does not divide the phase, both sides stop at the last iteration that a Koopman step reaches.
 
     Args:
-        cost: seconds of a whole Koopman phase by one jump; where the optimizer has taken as long is noted.
+        cost: seconds of a whole Koopman phase by one jump; the optimizer's iterate when it had taken as long is noted,
+            beyond the phase if need be.
 
     Returns:
         The optimizer's and Koopman's curve, the watched weights' path of each, and weights: where each ended, and as
@@ -316,7 +322,18 @@ def _side_by_side(config: Config, problem, made: Recorded, cost: float, tick):
     if final:
         ends["optimizer mean"] = mean.weights, final, taken + mean.seconds
         ends["optimizer moving"] = moving.weights, final, taken + moving.seconds
-    return trained, moved, true, predicted, ends | ({"equal time": equal} if equal else {})
+        ends["equal time"] = equal or _go_on(problem, twin, twin_optimizer, made.batches, final, taken, cost)
+    return trained, moved, true, predicted, ends
+
+
+def _go_on(problem, model, optimizer, batches, done: int, taken: float, until: float) -> tuple[Weights, int, float]:
+    """The optimizer beyond the phase, until it has taken so many seconds: weights, iterations, seconds."""
+    for batch in itertools.chain.from_iterable(batches.epoch() for _ in itertools.count()):
+        began = time.perf_counter()
+        problem.train_step(model, optimizer, *batch)
+        taken, done = taken + time.perf_counter() - began, done + 1
+        if taken >= until:
+            return weights_of(model), done, taken
 
 
 def _epochs(batches, epochs: int):
@@ -358,6 +375,8 @@ def compare(config: Config, tick: Callable[[int, str, int, int], None] = lambda 
         results["complete"] = seed + 1 == config.seeds
         machine["peak_memory_bytes"] = peak_memory()
         write_json(out / "results.json", results)
+        for name in FILES if seed == 0 else ():  # an earlier comparison's; they would not go with these results
+            (out / name).unlink(missing_ok=True)
     draw(results, paths, out)
     if (figure := spectra(results)) is not None:
         save(figure, out / "spectra.png")

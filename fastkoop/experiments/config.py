@@ -38,7 +38,7 @@ class Config:
 
     The oscillator's iterations are epochs: all its points are one batch. validation: images that are taken out of the
     training set, to choose settings by; with horizon="auto" they are the guard's. With a window, `every` is no shorter.
-    recommended: take `RECOMMENDED`, whatever cutoff, observables, stabilize and window say.
+    recommended: take `RECOMMENDED` and its window, whatever cutoff, observables, stabilize, window and every say.
     """
 
     dataset: str = "digits"

@@ -10,15 +10,16 @@ import numpy as np
 from scipy import stats
 
 SIGNIFICANT = 0.05
+COMPARABLE = 10.0  # a mean difference of so many times the other's mean is one of kind
 
 
 @dataclass(frozen=True)
 class Paired:
     """What `a` minus `b` is over seeds.
 
-    mean, sd: of the differences; share: the mean difference over the mean of b; wins: seeds on which a is below b;
-    p: of a two-sided paired t-test (Student 1908), not a number for fewer than two seeds or differences that are all
-    the same.
+    mean, sd: of the differences; share: the mean difference over the mean of b, inf where a diverged on some seed and
+    -inf where b did, not a number where both did; wins: seeds on which a is below b; p: of a two-sided paired t-test
+    (Student 1908), not a number for fewer than two seeds or differences that are all the same.
     """
 
     seeds: int
@@ -32,13 +33,22 @@ class Paired:
         """For JSON."""
         return asdict(self)
 
+    @property
+    def comparable(self) -> bool:
+        """Whether both are of one size, so that the t-test, whose spread one outlier makes, says anything."""
+        return abs(self.share) <= COMPARABLE
+
     def __str__(self) -> str:
         """In words: "2.1% below (5 of 5 seeds, p = 0.003)"."""
-        if not math.isfinite(self.share):
-            return f"diverged (below on {self.wins} of {self.seeds} seeds)"
-        side = "below" if self.share < 0 else "above"
+        wins = f"below on {self.wins} of {self.seeds} seeds"
+        if math.isnan(self.share):
+            return f"both diverged ({wins})"
+        if math.isinf(self.share):
+            return f"{'diverged' if self.share > 0 else 'below what diverged'} ({wins})"
+        if not self.comparable:
+            return f"{self.share + 1:.3g} times as high ({wins})"
         chance = "" if math.isnan(self.p) else f", p = {self.p:.2g}"
-        return f"{abs(self.share):.2%} {side} (below on {self.wins} of {self.seeds} seeds{chance})"
+        return f"{abs(self.share):.2%} {'below' if self.share < 0 else 'above'} ({wins}{chance})"
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
@@ -50,7 +60,10 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
     x, y = np.asarray(a, float), np.asarray(b, float)
     difference = x - y
     with np.errstate(invalid="ignore", divide="ignore"):
+        diverged = [not np.isfinite(side).all() for side in (x, y)]
         mean, share = float(difference.mean()), float(difference.mean() / y.mean())
+        if any(diverged):
+            share = math.nan if all(diverged) else math.copysign(math.inf, 0.5 - diverged[1])
         sd = float(difference.std(ddof=1)) if len(x) > 1 else math.nan
         alike = not (math.isfinite(sd) and sd > 0)
         p = math.nan if alike else float(stats.ttest_rel(x, y).pvalue)

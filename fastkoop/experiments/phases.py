@@ -1,10 +1,10 @@
 """fastkoop compare --phases N: a whole training run with N Koopman phases, against the optimizer alone.
 
 One network trains t1 epochs, and then N times records for t2 - t1 epochs, jumps over T and trains on for `rest`; its
-twin trains on without jumps, through as many gradients, and then through those that the jumps stood for. A third one,
-if asked for, is the null model: it jumps, too, but just goes on along the line through its recording. Of all sides the
-moving average of the iterates is looked at, too, begun anew on all where one of them jumps, as an average across a
-jump is of neither stretch. Losses stand against gradients and against seconds.
+twin trains on without jumps, through as many gradients, and then through those that the jumps stood for, or for as
+long as the first one took. A third one, if asked for, is the null model: it jumps, too, but just goes on along the
+line through its recording. Of all sides the moving average of the iterates is looked at, too, begun anew where a side
+jumps, as an average across a jump is of neither stretch. Losses stand against gradients and against seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from .. import checks
 from ..files import prepare_out, write_json
 from ..machine import describe_machine, peak_memory
 from ..torch_adapter import KoopmanPhase, KoopmanSchedule
@@ -89,46 +90,69 @@ class Lengths:
         """Those of a run with jumps."""
         return self.burn_in + self.phases * (self.record + self.rest)
 
+    @property
+    def whole(self) -> int:
+        """Those, and the ones that jumps stand for."""
+        return self.gradients + self.phases * self.jump
+
     def jumps_after(self, done: int) -> bool:
         """Whether a run with jumps makes one after so many gradients."""
-        first = self.burn_in + self.record
-        return done >= first and (done - first) % (self.record + self.rest) == 0
+        since, period = done - self.burn_in - self.record, self.record + self.rest
+        return since >= 0 and since % period == 0 and since // period < self.phases
 
 
 def run_seed(config: Config, lengths: Lengths, problem, seed: int, tick: Callable[[str, int, int], None]) -> dict:
     """All sides of one seed: {"seed", "koopman": ..., "line": ..., "optimizer": ..., "jumps": [...]}."""
-    per_epoch = problem.batches(seed).per_epoch
-    check_lengths(config, per_epoch)
-    whole = lengths.gradients + lengths.phases * lengths.jump
-    sides = {"koopman": lengths.gradients, "line": lengths.gradients, "optimizer": whole}
-    if lengths.ahead is None:
-        del sides["line"]
     found = {"seed": seed, "jumps": []}
-    for side, length in sides.items():
-        model = problem.make_model(seed)
-        optimizer = make_optimizer(config.optimizer, model, config.lr)
-        schedule = _schedule(side, config, lengths, problem, model, optimizer)
-        courses, moving, spent, averaging = (Course(), Course()), Moving(), 0.0, 0.0
-        for done, batch in enumerate(_forever(problem.batches(seed)), 1):
-            began = time.perf_counter()
-            problem.train_step(model, optimizer, *batch)
-            report = None if schedule is None else schedule.step()
-            spent += time.perf_counter() - began
-            if report is not None:
-                found["jumps"].append({
-                    "gradients": done, "steps": report.steps, "rolled_back": report.rolled_back,
-                    "test_loss": problem.evaluate(model)[0],
-                })  # fmt: skip
-            if lengths.jumps_after(done):
-                averaging, moving = averaging + moving.seconds, Moving()
-            moving.add(model)
-            if done % max(1, per_epoch // LOOKS) == 0 or done == length:
-                _look(problem, model, courses, moving, done, spent, averaging + moving.seconds)
-            tick(f"{config.optimizer} alone" if schedule is None else f"{side}, {lengths.phases} phases", done, length)
-            if done == length:
-                break
-        found |= {side: asdict(courses[0]), f"{side} moving": asdict(courses[1])}
+    for side in ("koopman", *(["line"] if lengths.ahead is not None else []), "optimizer"):
+        courses = _run_side(side, config, lengths, problem, seed, found, tick)
+        found |= dict(zip((side, f"{side} moving"), map(asdict, courses), strict=True))
     return found
+
+
+def _run_side(side: str, config: Config, lengths: Lengths, problem, seed: int, found: dict, tick):
+    """A side's course and that of its moving average; the optimizer's last until the others are caught up with."""
+    model = problem.make_model(seed)
+    optimizer = make_optimizer(config.optimizer, model, config.lr)
+    schedule = _schedule(side, config, lengths, problem, model, optimizer)
+    jumps = found["jumps"] if side == "koopman" else []
+    last = lengths.gradients if schedule else lengths.whole
+    ends = (0.0, 0.0) if schedule else tuple(found[name]["seconds"][-1] for name in ("koopman", "koopman moving"))
+    courses, batches = (Course(), Course()), problem.batches(seed)
+    moving, spent, averaging, clocks = Moving(), 0.0, 0.0, (0.0, 0.0)
+    for done, batch in enumerate(_forever(batches), 1):
+        began = time.perf_counter()
+        problem.train_step(model, optimizer, *batch)
+        report = _step(schedule, model, jumps, done)
+        spent += time.perf_counter() - began
+        if report is not None:
+            jumps.append({
+                "gradients": done, "steps": report.steps, "rolled_back": report.rolled_back,
+                "test_loss": problem.evaluate(model)[0],
+            })  # fmt: skip
+        if schedule and lengths.jumps_after(done):
+            averaging, moving = averaging + moving.seconds, Moving()
+        moving.add(model)
+        earlier, clocks = clocks, (spent, spent + averaging + moving.seconds)
+        caught_up = any(then < end <= now for then, end, now in zip(earlier, ends, clocks, strict=True))
+        if done % max(1, batches.per_epoch // LOOKS) == 0 or done in (lengths.gradients, last) or caught_up:
+            _look(problem, model, courses, moving, done, *clocks)
+        tick(f"{side}, {lengths.phases} phases" if schedule else f"{config.optimizer} alone", min(done, last), last)
+        if done >= last and all(now >= end for now, end in zip(clocks, ends, strict=True)):
+            return courses
+
+
+def _step(schedule, model, jumps: list[dict], done: int):
+    """The schedule's step; jumps that made training diverge, so that none can be made any more, are noted once."""
+    if schedule is None or (jumps and "refused" in jumps[-1]):
+        return None
+    try:
+        return schedule.step()
+    except checks.InputError as error:
+        if all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise
+        jumps.append({"gradients": done, "refused": str(error)})
+        return None
 
 
 def _schedule(side: str, config: Config, lengths: Lengths, problem, model, optimizer):
@@ -145,12 +169,12 @@ def _schedule(side: str, config: Config, lengths: Lengths, problem, model, optim
     )  # fmt: skip
 
 
-def _look(problem, model, courses, moving: Moving, gradients: int, seconds: float, averaging: float) -> None:
+def _look(problem, model, courses, moving: Moving, gradients: int, seconds: float, averaged: float) -> None:
     """The test set's view of the iterate and of the moving average."""
     courses[0].look(gradients, seconds, problem.evaluate(model))
     kept = weights_of(model)
     assign(model, moving.weights)
-    courses[1].look(gradients, seconds + averaging, problem.evaluate(model))
+    courses[1].look(gradients, averaged, problem.evaluate(model))
     assign(model, kept)
 
 
@@ -181,11 +205,15 @@ def run_phases(
     if config.recommended:
         config = recommended(config, problem.batches(0).per_epoch)
     compile_kernels(config)
+    if phases and not config.T:
+        raise checks.InputError("T: a phase that jumps over 0 epochs does not jump; expected at least 1")
+    check_lengths(config, problem.batches(0).per_epoch)
     lengths = Lengths.of(config, phases, rest, ahead, problem.batches(0).per_epoch)
     results = {
         "config": config.described(), "phases": phases, "rest": rest, "ahead": ahead, "machine": machine, "runs": [],
         "complete": False,
     }  # fmt: skip
+    results |= {"gradients": lengths.gradients, "whole": lengths.whole}
     for seed in range(config.seeds):
         with torch_threads(problem.threads):
             run = run_seed(config, lengths, problem, seed, lambda *state, seed=seed: tick(seed, *state))
@@ -203,10 +231,16 @@ def at_gradients(run: dict, side: str, gradients: int) -> float:
     return course["test_loss"][int(np.searchsorted(course["gradients"], gradients, side="right")) - 1]
 
 
-def at_seconds(run: dict, side: str, seconds: float) -> float:
-    """A side's test loss at the last look within so many seconds."""
+def seconds_of(run: dict, side: str, gradients: int) -> float:
+    """What a side took for so many gradients."""
     course = run[side]
-    return course["test_loss"][max(0, int(np.searchsorted(course["seconds"], seconds, side="right")) - 1)]
+    return course["seconds"][int(np.searchsorted(course["gradients"], gradients, side="right")) - 1]
+
+
+def at_seconds(run: dict, side: str, seconds: float) -> float:
+    """A side's test loss at the first look after so many seconds."""
+    course = run[side]
+    return course["test_loss"][min(int(np.searchsorted(course["seconds"], seconds)), len(course["seconds"]) - 1)]
 
 
 def comparisons(results: dict) -> dict[str, Paired]:
@@ -223,7 +257,7 @@ def comparisons(results: dict) -> dict[str, Paired]:
             ends, [at_seconds(run, name, run[koopman]["seconds"][-1]) for run in runs]
         )
         found[f"{said}, the optimizer through all that the jumps stood for"] = paired(
-            ends, [run[name]["test_loss"][-1] for run in runs]
+            ends, [at_gradients(run, name, results["whole"]) for run in runs]
         )
         if "line" in runs[0]:
             found[f"{said}, jumps along the line"] = paired(
@@ -238,10 +272,11 @@ def rows(results: dict) -> list[tuple[str, ...]]:
     for side in SIDES[::2]:
         if side not in runs[0]:
             continue
-        ends = [(run[side]["gradients"][-1], run[side]["seconds"][-1], run[side]["test_loss"][-1],
-                 run[f"{side} moving"]["test_loss"][-1]) for run in runs]  # fmt: skip
-        gradients, seconds, loss, moving = np.median(np.array(ends, float), axis=0)
-        table.append((side, f"{gradients:.0f}", f"{seconds:.3g}", f"{loss:.4f}", f"{moving:.4f}"))
+        end = results["whole" if side == "optimizer" else "gradients"]
+        ends = [(seconds_of(run, side, end), *(at_gradients(run, name, end) for name in (side, f"{side} moving")))
+                for run in runs]  # fmt: skip
+        seconds, loss, moving = np.median(np.array(ends, float), axis=0)
+        table.append((side, str(end), f"{seconds:.3g}", f"{loss:.4f}", f"{moving:.4f}"))
     return table
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -24,8 +25,8 @@ from ..files import plain, prepare_out, write_json
 from ..machine import describe_machine
 from ..observables import Affine, resolve
 from ..torch_adapter import KoopmanPhase
-from .averages import Line, Mean, Moving, weights_of
-from .compare import compile_kernels, judged, make_problem, train
+from .averages import Line, Mean, Moving, assign, weights_of
+from .compare import check_lengths, compile_kernels, judged, make_problem, train
 from .config import Config
 from .paired import paired
 from .training import make_optimizer, torch_threads
@@ -72,15 +73,17 @@ class Iterates:
         self.problem, self.model = problem, problem.make_model(seed)
         optimizer = make_optimizer(config.optimizer, self.model, config.lr)
         batches = problem.batches(seed)
-        self.per_epoch = batches.per_epoch
+        self.per_epoch, self._q = batches.per_epoch, config.q
         train(problem, self.model, optimizer, batches, config.t1, lambda *state: tick("training", *state))
         count = (config.t2 - config.t1) * batches.per_epoch
+        self._epochs: deque[Mean] = deque(maxlen=config.t2 - config.t1)  # means of the last ones, together of `count`
         self._all, moving, line = KoopmanPhase(self.model, "network", capacity=count), Moving(), Line()
 
         def after(done: int, of: int) -> None:
             self._all.record()
             moving.add(self.model)
             line.add(self.model)
+            self._add(done)
             tick("recording", done, of)
 
         train(problem, self.model, optimizer, batches, config.t2 - config.t1, after)
@@ -92,26 +95,28 @@ class Iterates:
         }
         self.show(count - 1)
         for epochs in horizons(config.T):
-            self._go_on(config, batches, optimizer, epochs, count, tick)
+            self._go_on(config, batches, optimizer, epochs, tick)
 
-    def _go_on(self, config, batches, optimizer, epochs: int, count: int, tick) -> None:
+    def _add(self, done: int) -> None:
+        """One more iterate, into its epoch's mean."""
+        if done % self.per_epoch == 1 or self.per_epoch == 1:
+            self._epochs.append(Mean())
+        self._epochs[-1].add(self.model)
+
+    def _go_on(self, config, batches, optimizer, epochs: int, tick) -> None:
         """The optimizer alone, to `epochs` after the recording: its last iterate, the mean of as many as recorded."""
         before = max((at for at in horizons(config.T) if at < epochs), default=0)
-        length = (epochs - before) * batches.per_epoch
-        mean, first = Mean(), max(0, length - count)
 
         def after(done: int, of: int) -> None:
-            if done > first:
-                mean.add(self.model)
+            self._add(done)
             tick(f"{config.optimizer} alone", done, of)
 
         train(self.problem, self.model, optimizer, batches, epochs - before, after)
-        last = weights_of(self.model)
+        last, each = weights_of(self.model), [epoch.weights for epoch in self._epochs]
+        mean = {name: torch.stack([weights[name] for weights in each]).mean(dim=0) for name in last}
         self.baselines[f"optimizer {epochs}"] = judged(self.problem, self.model, last)
-        self.baselines[f"optimizer mean {epochs}"] = judged(self.problem, self.model, mean.weights)
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(last[name])
+        self.baselines[f"optimizer mean {epochs}"] = judged(self.problem, self.model, mean)
+        assign(self.model, last)
 
     def show(self, at: int) -> None:
         """Put iterate `at` into the model."""
@@ -121,7 +126,7 @@ class Iterates:
     def phase(self, partition: str, window: int) -> KoopmanPhase:
         """The same recording for another partition, or of means of `window` iterates; ends at the last iterate."""
         count = self._all.snapshots
-        phase = KoopmanPhase(self.model, partition, window=window, capacity=max(2, count // window))
+        phase = KoopmanPhase(self.model, partition, q=self._q, window=window, capacity=max(2, count // window))
         for at in range(count % window, count):
             self.show(at)
             phase.record()
@@ -132,10 +137,7 @@ def tried(made: Iterates, phase: KoopmanPhase, setting: dict, at: list[int]) -> 
     """What one setting leads to, by epochs of the phase."""
     began = time.perf_counter()
     options = {name: setting[name] for name in ("cutoff", "observables", "stabilize", "out_of_span")}
-    try:
-        phase.fit(**options)
-    except checks.InputError as error:  # too few snapshots for its observables
-        return {"refused": str(error)}
+    phase.fit(**options)
     fit_seconds, states = time.perf_counter() - began, []
     for epochs in at:
         steps = epochs * made.per_epoch // phase.every * phase.every
@@ -176,8 +178,7 @@ def sweep(
     at, every = horizons(config.T), list(settings(grid))
     if not at:
         raise checks.InputError("T: a sweep looks at the end of a phase; expected at least 1 epoch")
-    for setting in every:
-        replace(config, **setting, every=1, horizon=None).checked()
+    problem = _checked_problem(config, every)
     out = prepare_out(config.out)
     path = out / "sweep.json"
     results = {
@@ -185,7 +186,6 @@ def sweep(
         "machine": describe_machine(), "baselines": {}, "runs": [], "complete": False,
     }  # fmt: skip
     _take_up(results, path)
-    problem = make_problem(config)
     compile_kernels(config)
     for seed in range(config.seeds):
         done = {run["setting"] for run in results["runs"] if run["seed"] == seed}
@@ -196,6 +196,20 @@ def sweep(
     results["complete"] = True
     write_json(path, results)
     return results
+
+
+def _checked_problem(config: Config, every: list[dict]):
+    """What is trained, if every setting can be tried on it."""
+    checked = []
+    for setting in every:
+        if resolve(setting["observables"]).momentum:
+            raise checks.InputError("grid: a sweep replays weights, which have no velocities; leave Momentum() out")
+        q = config.q if setting["partition"] == "quasi-node" else None
+        checked.append(replace(config, **setting, q=q, every=1, horizon=None).checked())
+    problem = make_problem(config)
+    for each in checked:
+        check_lengths(each, problem.batches(0).per_epoch)
+    return problem
 
 
 def with_validation(config: Config) -> Config:
@@ -233,12 +247,15 @@ def _take_up(results: dict, path: pathlib.Path) -> None:
         old = json.loads(path.read_text())
     except (OSError, ValueError):
         raise checks.InputError(f"out: {path} cannot be gone on with; name another folder with --out") from None
-    seeds = {**old.get("config", {}), "seeds": results["config"]["seeds"]}
-    same = seeds == plain(results["config"]) and all(
-        old.get(name) == plain(results[name]) for name in ("settings", "horizons")
+    wanted = results["config"]["seeds"]
+    same = isinstance(old, dict) and {"config", "settings", "horizons", "runs", "baselines"} <= set(old)
+    same = same and {**old["config"], "seeds": wanted} == plain(results["config"]) and all(
+        old[name] == plain(results[name]) for name in ("settings", "horizons")
     )
     if not same:
         raise checks.InputError(f"out: {path} holds another sweep; name another folder with --out")
+    if len(old["baselines"]) > wanted:
+        raise checks.InputError(f"seeds: {path} has {len(old['baselines'])} of them, got {wanted}; ask for as many")
     results["runs"], results["baselines"] = old["runs"], old["baselines"]
 
 
@@ -246,7 +263,7 @@ def ranking(results: dict) -> list[tuple[float, int]]:
     """(mean validation loss at the last horizon, setting), best first; what diverged on any seed is infinite."""
     losses: dict[int, list[float]] = {}
     for run in results["runs"]:
-        value = run.get("validation_loss", [math.inf])[-1]
+        value = run["validation_loss"][-1]
         losses.setdefault(run["setting"], []).append(math.inf if value is None or math.isnan(value) else value)
     return sorted((float(np.mean(values)), setting) for setting, values in losses.items())
 
@@ -258,7 +275,7 @@ def best_rows(results: dict, count: int = 10) -> list[tuple[str, ...]]:
     for validation, i in ranking(results)[:count]:
         setting = results["settings"][i]
         runs = sorted((run for run in results["runs"] if run["setting"] == i), key=lambda run: run["seed"])
-        test = [math.inf if (loss := run["test_loss"][-1]) is None else loss for run in runs if "test_loss" in run]
+        test = [math.inf if (loss := run["test_loss"][-1]) is None else loss for run in runs]
         words = ", ".join(f"{name} {value}" for name, value in setting.items())
         table.append((words, f"{validation:.4f}", f"{np.mean(test):.4f}", str(paired(test, mean[: len(test)]))))
     return table
@@ -285,7 +302,8 @@ def never_diverges(results: dict, setting: int) -> bool:
         if run["setting"] != setting:
             continue
         own = results["baselines"][str(run["seed"])]
-        for epochs, loss in zip(results["horizons"], run.get("test_loss", [None]), strict=False):
-            if loss is None or not loss <= own[f"optimizer {epochs}"]["test_loss"]:
+        for epochs, loss in zip(results["horizons"], run["test_loss"], strict=True):
+            alone = own[f"optimizer {epochs}"]["test_loss"]
+            if loss is None or not loss <= (math.inf if alone is None else alone):
                 return False
     return True

@@ -73,24 +73,24 @@ def baseline_rows(results: dict) -> list[tuple[str, ...]]:
     jump = [_worst_as_infinite(run[KOOPMAN]["jumped"]["test_loss"]) for run in runs]
     spent = _over_seeds(results, lambda run: seconds(run, KOOPMAN)["jump"])
     table = [(
-        f"Koopman, {results['config']['partition']}, one jump", _spread(jump),
+        f"Koopman, {results['config']['partition']}, one jump", spread(jump),
         _share([run[KOOPMAN]["jumped"]["test_accuracy"] for run in runs]),
         str(runs[0]["baselines"]["mean"]["gradients"]), f"{spent:.3g}", "",
     )]  # fmt: skip
     for key, label in BASELINES.items():
         own = [run["baselines"].get(key) for run in runs]
-        if None in own:  # the optimizer took less time than the phase on some seed
+        if None in own:  # results of an earlier version, or a phase of no iterations
             continue
         losses = [_worst_as_infinite(each["test_loss"]) for each in own]
         table.append((
-            label.format(name=name), _spread(losses), _share([each["test_accuracy"] for each in own]),
+            label.format(name=name), spread(losses), _share([each["test_accuracy"] for each in own]),
             f"{median(each['gradients'] for each in own):g}", f"{median(each['seconds'] for each in own):.3g}",
             str(paired(jump, losses)),
         ))  # fmt: skip
     return table
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
     """Mean and standard deviation over seeds."""
     mean = sum(values) / len(values)
     return f"{mean:.4f} ± {stdev(values):.4f}" if len(values) > 1 and math.isfinite(mean) else f"{mean:.4g}"
@@ -126,12 +126,11 @@ def _loss_words(results: dict, name: str) -> list[str]:
     else:
         lines = [f"Loss: {winner} ends the phase ahead, {low:.4g} against "
                  f"{high:.4g} ({ratio:.3g} times); {seeds}."]  # fmt: skip
-    best = min(((loss, at) for run in runs for at, loss in _dip(run)), default=None)
-    if best:
-        lines.append(f"On the way Koopman is best at iteration {best[1]}, with a loss {best[0]:.1%} of its start's.")
+    at, loss = (median(both) for both in zip(*map(_dip, runs), strict=True))
+    lines.append(f"On the way its test loss is lowest at iteration {at:g}, {loss:.1%} of its start's.")
     found = paired(*([final_loss(run, side) for run in runs] for side in (KOOPMAN, AVERAGE)))
     verdict = "beats" if koopman < average else "does not beat"
-    sure = "" if len(runs) == 1 or found.p < SIGNIFICANT else ", which chance may have done"
+    sure = ", which chance may have done" if found.p >= SIGNIFICANT and found.comparable else ""
     said = f", {found}{sure}" if len(runs) > 1 else ""
     lines.append(
         f"It {verdict} the mean of the recorded iterates ({average:.4g}), which costs next to nothing{said}."
@@ -142,8 +141,6 @@ def _loss_words(results: dict, name: str) -> list[str]:
 def _jump_words(results: dict) -> list[str]:
     """Where a guarded jump led, and whether Koopman's weights are the mean of the recorded in disguise."""
     runs, lines = results["runs"], []
-    if any("jumped" not in run[KOOPMAN] for run in runs):  # results of an earlier version
-        return []
     if results["config"].get("horizon"):
         chosen = ", ".join("back" if run[KOOPMAN]["jumped"]["rolled_back"] else str(run[KOOPMAN]["jumped"]["steps"])
                            for run in runs)  # fmt: skip
@@ -157,11 +154,11 @@ def _jump_words(results: dict) -> list[str]:
     return lines
 
 
-def _dip(run: dict):
+def _dip(run: dict) -> tuple[int, float]:
     """(iteration, loss over the starting loss) of the best evaluated state of one run."""
     losses = [_worst_as_infinite(loss) for loss in run[KOOPMAN]["test_loss"]]
     best = min(range(len(losses)), key=losses.__getitem__)
-    yield run[KOOPMAN]["iteration"][best], losses[best] / losses[0]
+    return run[KOOPMAN]["iteration"][best], losses[best] / losses[0]
 
 
 def _time_words(results: dict, name: str) -> list[str]:

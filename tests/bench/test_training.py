@@ -23,7 +23,7 @@ def test_every_model_was_killed_and_resumed_to_the_same_bits():
     for each in found:
         assert set(each["ranks"]) == {"1", "2"}
         for ranks in each["ranks"].values():
-            assert ranks["resumed_to_the_same_bits"] and len(ranks["killed_at"]) == 4
+            assert ranks["resumed_to_the_same_bits"] and len(ranks["killed_at"]) == 5
             assert len(ranks["jumps"]) == 3
             assert all(jump["rolled_back"] or jump["after"] <= jump["before"] for jump in ranks["jumps"])
         for memory in each["memory"].values():

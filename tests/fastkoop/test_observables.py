@@ -68,7 +68,7 @@ class TestAgainstTheReference:
             eps = np.finfo(dtype).eps
             np.testing.assert_allclose(walk.step(3), op.predict(4), rtol=1e2 * eps, atol=1e4 * eps)
 
-    @pytest.mark.parametrize("choice", CHOICES)
+    @pytest.mark.parametrize("choice", ["identity", "affine"])
     def test_project(self, choice, dtype, rng):
         observables, options = CHOICES[choice]
         for n, m in ((30, 8), (5, 30), (120, 110)):
@@ -230,10 +230,21 @@ class TestReports:
                 np.testing.assert_allclose(op.holdout[index], expected, rtol=1e-3)
             assert str(op.rank.max()) in op.summary()
 
-    def test_residual_with_what_is_carried(self, rng):
-        X = moving(rng, 30, 6, np.float64)
-        op = fk.fit(X, cutoff=1e-9, out_of_span="carry", observables=Affine())
-        assert op.residual.max() < 1e-9  # F's last column is in F's span: there is nothing to carry
+    @pytest.mark.parametrize("choice", CHOICES)
+    @pytest.mark.parametrize(("n", "m"), [(30, 9), (4, 30)])
+    def test_residual_and_holdout_with_what_is_carried(self, choice, n, m, rng):
+        """Of a cutoff that leaves something out, which is then carried."""
+        observables, options = CHOICES[choice]
+        X = moving(rng, n, m, np.float64, batch=())
+        op = fk.fit(X, cutoff=fk.Rank(2), out_of_span="carry", observables=observables)
+        moved = np.linalg.norm(X[:, -1] - X[:, -2])
+        F, Fp, _, _, after = reference.observed(X, **options)
+        U, s, Vt = reference.truncated_svd(F, ("rank", 2))
+        K, last = Fp @ (Vt.T / s) @ U.T, F[:, -1]
+        step = after + K @ last + last - U @ (U.T @ last)
+        np.testing.assert_allclose(op.residual, np.linalg.norm(step[:n] - X[:, -1]) / moved, rtol=1e-8)
+        held = reference.predict_observed(X[:, :-1], 1, ("rank", 2), carry=True, **options)
+        np.testing.assert_allclose(op.holdout, np.linalg.norm(held - X[:, -1]) / moved, rtol=1e-8)
 
     def test_modes_are_eigenvectors_of_the_matrix(self, rng):
         for choice, (observables, _) in CHOICES.items():
@@ -284,19 +295,51 @@ class TestHardBlocks:
             fk.fit(X, observables=Affine(), stabilize=stabilize)
         op = fk.fit(X, observables=Affine(), stabilize=stabilize, out_of_span="carry", check_finite=False)
         states = op.predict(3)
-        assert np.isnan(states[1]).all()
+        assert np.isnan(states[1]).all() and np.isnan(op.matrix()[1]).all() and np.isnan(op.eigenvalues[1]).all()
+        for report in (op.residual, op.spectral_radius, op.holdout):
+            assert np.isnan(report).tolist() == [False, True, False]
         expected = fk.fit(clean, observables=Affine(), stabilize=stabilize, out_of_span="carry").predict(3)
         np.testing.assert_array_equal(states[::2], expected[::2])
 
     @pytest.mark.parametrize("batch", [(), (0,), (3, 0), (2, 1, 2)])
     def test_batches(self, batch, dtype, rng):
         X = moving(rng, 9, 5, dtype, batch=batch) if 0 not in batch else np.zeros((*batch, 9, 6), dtype)
-        for observables in (Affine(), Delay(2)):
-            op = fk.fit(X, observables=observables, out_of_span="carry", stabilize="project")
+        for observables, stabilize in ((Affine(), "project"), (Delay(2), "clip")):
+            op = fk.fit(X, observables=observables, out_of_span="carry", stabilize=stabilize)
             assert op.predict(2).shape == (*batch, 9)
             assert op.predict([1, 2]).shape == (*batch, 9, 2)
             assert op.rank.shape == batch and op.residual.shape == batch and op.holdout.shape == batch
             assert op.eigenvalues.shape[:-1] == batch
+
+    @pytest.mark.parametrize("order", ["nt", "tn"])
+    @pytest.mark.parametrize(("n", "m"), [(200, 90), (5, 200), (1, 200)])
+    def test_neighbours_of_other_ranks_change_no_bit(self, n, m, order, dtype, rng):
+        X = moving(rng, n, m, np.float64, batch=(4,))
+        for b, rank in enumerate((min(n, m), n // 2, n // 3, 1)):
+            U, s, Vt = np.linalg.svd(X[b], full_matrices=False)
+            s[max(1, rank) :] = 0.0
+            X[b] = 1.01 ** np.arange(m + 1) * ((U * s) @ Vt)
+        X = X.astype(dtype)
+        X = np.ascontiguousarray(X.transpose(2, 0, 1)).transpose(1, 2, 0) if order == "tn" else X
+        options = {"observables": Affine(), "stabilize": "project", "cutoff": 1e-4}
+        op = fk.fit(X, **options)
+        assert len(set(op.rank.tolist())) > 1 or n == 1
+        for b in range(4):
+            alone = fk.fit(X[b], **options)
+            np.testing.assert_array_equal(alone.predict([1, 3]), op.predict([1, 3])[b])
+            np.testing.assert_array_equal(alone.matrix(), op.matrix()[b])
+
+    def test_an_outlier_in_the_middle_costs_no_digits(self, rng):
+        n, m = 4, 20_000
+        X = rng.normal(size=(n, m + 1))
+        for t in range(m):
+            X[:, t + 1] += 0.9 * X[:, t]
+        X[:, m // 2] += 1e4
+        X = X.astype(np.float32)
+        op = fk.fit(X, observables=Affine())
+        expected = reference.predict_observed(X, 1, ("relative", 1e-4), affine=True)
+        moved = np.linalg.norm(expected - X[:, -1])
+        assert op.route == "eigen" and np.linalg.norm(op.predict(1) - expected) <= 1e-6 * moved
 
     def test_slices_of_the_workspace_change_no_bit(self, monkeypatch, rng):
         from fastkoop.kernels import lifted
@@ -366,6 +409,19 @@ class TestRefusals:
     def test_unknown(self, observables, match):
         with pytest.raises(ValueError, match=match):
             fk.fit(np.ones((3, 4)), observables=observables)
+
+    @pytest.mark.parametrize("observables", [Delay(2), (Delay(3), Affine()), Momentum()])
+    def test_projecting_what_is_stacked(self, observables):
+        """A cosine seen as pairs is stable, and longer at some times than at others."""
+        X = np.cos(0.3 * np.arange(30.0))[None].repeat(2, axis=0)
+        with pytest.raises(fk.InputError, match=r"would hold .* back though nothing"):
+            fk.fit(X, observables=observables, stabilize="project")
+
+    def test_delays_are_plain_numbers(self, rng):
+        X = rng.normal(size=(6, 200))
+        for d in (np.int8(100), np.uint8(2), np.int64(2)):
+            assert type(Delay(d).d) is int
+            assert fk.fit(X, observables=Delay(d)).predict(1).shape == (6,)
 
     def test_delay_counts(self):
         with pytest.raises(ValueError, match=r"Delay\(d\): expected an integer >= 1, got 0"):

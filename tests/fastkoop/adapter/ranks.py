@@ -62,9 +62,8 @@ SCENARIOS = {
     "quasi-node": (mlp, {"partition": "quasi-node", "q": 4}),
     "layer": (mlp, {"partition": "layer"}),
     "network": (mlp, {"partition": "network"}),
-    "affine": (mlp, {"partition": "layer", "observables": Affine()}),
-    "delay": (mlp, {"partition": "network", "observables": (Delay(2), Affine()), "stabilize": "project",
-                    "out_of_span": "carry"}),
+    "affine": (mlp, {"partition": "layer", "observables": Affine(), "stabilize": "project"}),
+    "delay": (mlp, {"partition": "network", "observables": (Delay(2), Affine()), "out_of_span": "carry"}),
     "momentum": (mlp, {"partition": "layer", "observables": Momentum()}),
     "fine": (mlp, {"partition": "layer", "cutoff": 1e-9}),  # below what a Gram matrix resolves
     "float64": (mlp, {"partition": "network", "storage_dtype": torch.float64, "cutoff": 1e-7}),

@@ -422,13 +422,14 @@ class TestOptimizerState:
 class TestObservables:
     @pytest.mark.parametrize(("partition", "q"), [("weight", None), ("quasi-node", 2), ("node", None), ("layer", None),
                                                   ("network", None)])  # fmt: skip
-    @pytest.mark.parametrize("observables", [fk.Affine(), (fk.Delay(2), fk.Affine())])
-    def test_jump_and_step_are_fit_and_predict(self, partition, q, observables):
-        _, phase, _ = recorded(partition=partition, q=q, observables=observables, cutoff=1e-3, stabilize="project",
+    @pytest.mark.parametrize(("observables", "stabilize"), [(fk.Affine(), "project"),
+                                                            ((fk.Delay(2), fk.Affine()), "clip")])  # fmt: skip
+    def test_jump_and_step_are_fit_and_predict(self, partition, q, observables, stabilize):
+        _, phase, _ = recorded(partition=partition, q=q, observables=observables, cutoff=1e-3, stabilize=stabilize,
                                    out_of_span="carry")  # fmt: skip
         views = [view for recording in phase._recordings for view in recording.blocks(phase.snapshots)]
         expected = [
-            fk.fit(view.numpy().copy(), time_axis=0, cutoff=1e-3, observables=observables, stabilize="project",
+            fk.fit(view.numpy().copy(), time_axis=0, cutoff=1e-3, observables=observables, stabilize=stabilize,
                    out_of_span="carry").predict(4).ravel()
             for view in views
         ]  # fmt: skip

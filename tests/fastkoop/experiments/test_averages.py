@@ -79,7 +79,10 @@ def test_paired_is_the_t_test():
     ("a", "b", "words"),
     [([1.0], [2.0], "50.00% below (below on 1 of 1 seeds)"),
      ([1.0, 1.0], [1.0, 1.0], "0.00% above (below on 0 of 2 seeds)"),
-     ([math.inf, 1.0], [2.0, 2.0], "diverged (below on 1 of 2 seeds)")],
+     ([math.inf, 1.0], [2.0, 2.0], "diverged (below on 1 of 2 seeds)"),
+     ([0.1, 0.2], [math.inf, 0.3], "below what diverged (below on 2 of 2 seeds)"),
+     ([math.inf, 0.2], [math.nan, 0.3], "both diverged (below on 1 of 2 seeds)"),
+     ([1e6, 1e6], [1.0, 1.0], "1e+06 times as high (below on 0 of 2 seeds)")],
 )  # fmt: skip
 def test_paired_of_few_equal_or_diverged(a, b, words):
     found = paired(a, b)

@@ -15,6 +15,7 @@ import fastkoop as fk
 from fastkoop import InputError
 from fastkoop.experiments.compare import Config, compare, seconds
 from fastkoop.experiments.verdict import rows, words
+from fastkoop.torch_adapter import KoopmanPhase
 
 FIGURES = ("accuracy.png", "loss.png", "spectra.png", "time.png", "weights.png")
 QUICK = {"t1": 1, "t2": 3, "T": 1}
@@ -130,6 +131,7 @@ def _fake(optimizer_loss, koopman_loss, average_loss):
                 "koopman": {
                     **side, "test_loss": [1.0, koopman_loss], "step_seconds": [5e-4], "record_seconds": 0.01,
                     "fit_seconds": 0.02, "jump_seconds": 0.001,
+                    "jumped": {"guard_seconds": 0.0, "from_mean": math.nan},
                 },
                 "average": {"test_loss": average_loss, "test_accuracy": 0.6},
             }
@@ -173,6 +175,29 @@ def test_every_setting_runs(options, tmp_path):
     assert len(run["koopman"]["step_seconds"]) == len(run["optimizer"]["step_seconds"]) // every
     assert np.isfinite(run["koopman"]["test_loss"][0])
     assert (tmp_path / "weights.png").exists() == (options.get("T", 1) > 0)
+
+
+def test_a_jump_of_rank_one_goes_as_far_as_the_phase(tmp_path, monkeypatch):
+    targets, jump = [], KoopmanPhase.jump
+
+    def spy(phase, steps, *arguments, **options):
+        targets.append(phase.position + steps)
+        return jump(phase, steps, *arguments, **options)
+
+    monkeypatch.setattr(KoopmanPhase, "jump", spy)
+    results = compare(Config(t1=1, t2=3, T=2, cutoff="jax", out=str(tmp_path)))
+    assert targets == [46, 46]
+    own = results["runs"][0]["baselines"]
+    assert own["equal time"]["seconds"] > 0 and own["equal time"]["gradients"] > 3 * 23
+
+
+def test_an_earlier_comparison_s_figures_are_not_left_beside_the_results(tmp_path):
+    for name in ("report.html", "accuracy.png", "weights.png", "spectra.png"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "notes.txt").write_text("mine")
+    compare(Config(dataset="oscillator", t1=5, t2=30, T=0, out=str(tmp_path)))
+    assert not (tmp_path / "report.html").exists() and not (tmp_path / "accuracy.png").exists()
+    assert not (tmp_path / "weights.png").exists() and (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_recommended_settings_follow_the_recording(tmp_path):

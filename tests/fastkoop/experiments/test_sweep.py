@@ -13,7 +13,15 @@ from fastkoop import Affine, InputError, Rank
 from fastkoop.cli import parse_grid
 from fastkoop.experiments import sweep as module
 from fastkoop.experiments.config import Config
-from fastkoop.experiments.phases import Extrapolation, at_gradients, at_seconds, comparisons, rows, run_phases
+from fastkoop.experiments.phases import (
+    Extrapolation,
+    at_gradients,
+    at_seconds,
+    comparisons,
+    rows,
+    run_phases,
+    seconds_of,
+)
 from fastkoop.experiments.sweep import (
     GRID,
     Iterates,
@@ -97,10 +105,11 @@ def test_what_diverged_is_last_and_said():
     run = {"seed": 0, "validation_loss": [0.1, None], "test_loss": [0.1, None]}
     fine = {"seed": 0, "validation_loss": [0.1, 0.2], "test_loss": [0.1, 0.2]}
     own = {"optimizer 1": {"test_loss": 0.3}, "optimizer 2": {"test_loss": 0.3}}
-    results = {"runs": [{**run, "setting": 0}, {**fine, "setting": 1}, {"seed": 0, "setting": 2, "refused": "few"}],
-               "horizons": [1, 2], "baselines": {"0": own}}  # fmt: skip
+    results = {"runs": [{**run, "setting": 0}, {**fine, "setting": 1}], "horizons": [1, 2], "baselines": {"0": own}}
     assert ranking(results)[0][1] == 1
-    assert [never_diverges(results, setting) for setting in range(3)] == [False, True, False]
+    assert [never_diverges(results, setting) for setting in range(2)] == [False, True]
+    own["optimizer 2"]["test_loss"] = None
+    assert never_diverges(results, 1)
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(swept, tmp_path):
@@ -125,8 +134,32 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(swept, tmp_path):
         assert run["test_loss"] == pytest.approx(losses[run["seed"], run["setting"]], rel=1e-5)
 
 
-def test_another_sweep_in_the_same_folder_is_refused(swept):
+def test_the_optimizer_s_mean_is_of_as_many_iterates_as_were_recorded(tmp_path):
+    """At T = 1 it reaches back into the recording."""
+    config = module.with_validation(Config(t1=1, t2=3, T=2, out=str(tmp_path)))
+    problem = module.make_problem(config)
+    made = Iterates(config, problem, 0, lambda *_: None)
+    model = problem.make_model(0)
+    optimizer, batches = module.make_optimizer(config.optimizer, model, config.lr), problem.batches(0)
+    trail = []
+    for _ in range(5):
+        for batch in batches.epoch():
+            problem.train_step(model, optimizer, *batch)
+            trail.append(module.weights_of(model))
+    for epochs in (1, 2):
+        last = trail[(3 + epochs - 2) * made.per_epoch : (3 + epochs) * made.per_epoch]
+        mean = {name: torch.stack([weights[name] for weights in last]).mean(dim=0) for name in last[0]}
+        expected = module.judged(problem, model, mean)["test_loss"]
+        assert made.baselines[f"optimizer mean {epochs}"]["test_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_another_sweep_in_the_same_folder_is_refused(swept, tmp_path):
     _, out = swept
+    with pytest.raises(InputError, match=r"seeds: .* has 2 of them, got 1; ask for as many"):
+        sweep(Config(**QUICK, seeds=1, out=str(out)), SMALL)
+    (tmp_path / "sweep.json").write_text("[]")
+    with pytest.raises(InputError, match="holds another sweep"):
+        sweep(Config(**QUICK, out=str(tmp_path)), SMALL)
     with pytest.raises(InputError, match="holds another sweep; name another folder"):
         sweep(Config(**QUICK, seeds=2, out=str(out)), {**SMALL, "window": [2]})
     with pytest.raises(InputError, match="holds another sweep"):
@@ -174,7 +207,11 @@ def test_phases_share_gradients_and_end_where_they_should(phased):
     per_epoch = -(-1437 // 64)
     for run in stored["runs"]:
         assert run["koopman"]["gradients"][-1] == per_epoch * (1 + 3 * 2)
-        assert run["optimizer"]["gradients"][-1] == per_epoch * (1 + 3 * 3)
+        alone, average = run["optimizer"], run["optimizer moving"]
+        for at in map(alone["gradients"].index, (stored["gradients"], stored["whole"])):
+            assert alone["test_loss"][at] != average["test_loss"][at]
+        assert alone["seconds"][-1] >= run["koopman"]["seconds"][-1]
+        assert average["seconds"][-1] >= run["koopman moving"]["seconds"][-1]
         assert [jump["gradients"] for jump in run["jumps"]] == [per_epoch * at for at in (2, 4, 6)]
         first = run["koopman"]["gradients"].index(per_epoch * 2 - (per_epoch * 2) % (per_epoch // 8))
         assert run["koopman"]["test_loss"][: first - 1] == run["optimizer"]["test_loss"][: first - 1]
@@ -185,6 +222,16 @@ def test_phases_share_gradients_and_end_where_they_should(phased):
         assert run["line"]["test_loss"][first] != run["optimizer"]["test_loss"][first]
     assert [row[0] for row in rows(results)] == ["koopman", "line", "optimizer"]
     assert len(comparisons(results)) == 8
+    assert (stored["gradients"], stored["whole"]) == (per_epoch * (1 + 3 * 2), per_epoch * (1 + 3 * 3))
+
+
+def test_jumps_that_make_training_diverge_are_a_result(tmp_path):
+    config = Config(t1=1, t2=3, T=2, seeds=1, optimizer="sgd", lr=0.1, out=str(tmp_path))
+    results = run_phases(config, phases=3, rest=1)
+    (run,) = results["runs"]
+    assert results["complete"] and "holds a NaN" in run["jumps"][-1]["refused"]
+    assert not np.isfinite(run["koopman"]["test_loss"][-1]) and np.isfinite(run["optimizer"]["test_loss"]).all()
+    assert "diverged" in str(comparisons(results)["last iterate, equal gradients"])
 
 
 def test_the_null_model_jumps_along_a_line():
@@ -201,7 +248,8 @@ def test_the_null_model_jumps_along_a_line():
 def test_losses_at_equal_gradients_and_seconds():
     run = {"optimizer": {"gradients": [5, 10, 15], "seconds": [0.5, 1.0, 1.5], "test_loss": [3.0, 2.0, 1.0]}}
     assert [at_gradients(run, "optimizer", n) for n in (5, 12, 99)] == [3.0, 2.0, 1.0]
-    assert [at_seconds(run, "optimizer", s) for s in (0.1, 1.2, 9.0)] == [3.0, 2.0, 1.0]
+    assert [at_seconds(run, "optimizer", s) for s in (0.1, 1.2, 9.0)] == [3.0, 1.0, 1.0]
+    assert [seconds_of(run, "optimizer", n) for n in (5, 12)] == [0.5, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +257,12 @@ def test_losses_at_equal_gradients_and_seconds():
     [(["--grid", "window=1"], "grid: settings for --sweep"), (["--rest", "2"], "rest: epochs after each"),
      (["--line", "1"], "line: expected epochs >= 0"), (["--line", "-1", "--phases", "2"], "line: expected epochs"),
      (["--sweep", "--phases", "2"], "phases: a sweep tries settings of one phase"),
-     (["--sweep", "--recommended"], "recommended: a sweep tries settings of its grid"),
+     (["--sweep", "--recommended"], "recommended: a sweep tries settings of its --grid"),
+     (["--sweep", "--cutoff", "jax"], "cutoff: a sweep tries settings of its --grid"),
+     (["--recommended", "--window", "3"], "window: --recommended chooses it; leave --window out"),
+     (["--phases", "2", "--T", "0"], "T: a phase that jumps over 0 epochs"),
+     (["--sweep", "--grid", "window=25", "--t1", "1", "--t2", "6", "--T", "1"], "every: 25 iterations are longer"),
+     (["--sweep", "--grid", "observables=momentum", "--optimizer", "momentum"], "leave Momentum() out"),
      (["--horizon", "auto"], "pass --validation"), (["--observables", "momentum"], "needs an optimizer with velo"),
      (["--validation", "2000"], "expected fewer than the 1437 training images"),
      (["--window", "3", "--every", "2"], "window: expected at most every = 2"),
