@@ -183,6 +183,7 @@ def main() -> None:
         {"cost": cost, "memory": memory}[options.job](options.name, options.folder, options.data_dir)
     if dist.is_initialized():
         dist.destroy_process_group()
+        os._exit(0)  # Gloo's threads may abort a process that takes its modules down (PyTorch issue 190489)
 
 
 if __name__ == "__main__":

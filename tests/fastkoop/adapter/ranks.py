@@ -370,6 +370,7 @@ def main():
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # Gloo's threads may abort a process that takes its modules down (PyTorch issue 190489)
 
 
 if __name__ == "__main__":

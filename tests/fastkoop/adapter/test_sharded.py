@@ -132,7 +132,9 @@ def test_a_rank_that_is_lost_is_told_in_time(how, tmp_path):
 def test_the_example_of_the_readme(tmp_path):
     readme = (RANKS.parents[3] / "README.md").read_text()
     script = tmp_path / "train.py"
-    script.write_text(readme.partition("<!-- fsdp -->\n```python\n")[2].partition("```")[0])
+    example = readme.partition("<!-- fsdp -->\n```python\n")[2].partition("```")[0]
+    leave = "import os, sys\nsys.stdout.flush()\nos._exit(0)\n"  # as in ranks.py
+    script.write_text(example + leave)
     done = torchrun(2, script)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("jump over 10 steps") == 2 and done.stdout.count(" bytes sent") == 2
