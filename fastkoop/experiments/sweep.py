@@ -39,6 +39,8 @@ GRID = {
     "window": [1, 10],
     "out_of_span": ["drop"],
 }
+DECAYS = (0.98, 0.99, 0.995, 0.998)  # of moving averages, of which validation chooses, too
+AHEAD = (0.0, 0.125, 0.25)  # past a recording, as a share of it: how far its line is followed
 HORIZONS = (1, 2, 5, 10, 20, 50)  # epochs, those up to T and T itself
 IMAGES = {"mnist": 60_000, "digits": 1437}  # to train on
 SHARE = 6  # one in so many training images is taken out to choose by, unless the caller says how many
@@ -77,22 +79,21 @@ class Iterates:
         train(problem, self.model, optimizer, batches, config.t1, lambda *state: tick("training", *state))
         count = (config.t2 - config.t1) * batches.per_epoch
         self._epochs: deque[Mean] = deque(maxlen=config.t2 - config.t1)  # means of the last ones, together of `count`
-        self._all, moving, line = KoopmanPhase(self.model, "network", capacity=count), Moving(), Line()
+        self._all = KoopmanPhase(self.model, "network", capacity=count)
+        moving, line = {decay: Moving(decay) for decay in DECAYS}, Line()
 
         def after(done: int, of: int) -> None:
             self._all.record()
-            moving.add(self.model)
-            line.add(self.model)
+            for each in (*moving.values(), line):
+                each.add(self.model)
             self._add(done)
             tick("recording", done, of)
 
         train(problem, self.model, optimizer, batches, config.t2 - config.t1, after)
-        self.baselines = {
-            "start": judged(problem, self.model, weights_of(self.model)),
-            "mean": judged(problem, self.model, self._all.average()),
-            "moving": judged(problem, self.model, moving.weights),
-            "line": judged(problem, self.model, line.ahead()),
-        }
+        found = {"start": weights_of(self.model), "mean": self._all.average()}
+        found |= {f"moving {decay}": average.weights for decay, average in moving.items()}
+        found |= {f"line {share}": line.ahead(round(share * count)) for share in AHEAD}
+        self.baselines = {name: judged(problem, self.model, weights) for name, weights in found.items()}
         self.show(count - 1)
         for epochs in horizons(config.T):
             self._go_on(config, batches, optimizer, epochs, tick)
@@ -291,19 +292,23 @@ def baseline_rows(results: dict) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
+def best_baseline(results: dict, kind: str) -> str:
+    """The baseline of a kind, "moving" or "line", that validation likes best."""
+    names = (name for name in next(iter(results["baselines"].values())) if name.startswith(f"{kind} "))
+    return min(names, key=lambda name: np.mean(baseline(results, name, "validation_loss")))
+
+
 def baseline(results: dict, name: str, key: str) -> list[float]:
+    """A baseline's losses, a seed each."""
     by_seed = sorted(results["baselines"].items(), key=lambda item: int(item[0]))
     return [math.inf if own[name][key] is None else own[name][key] for _, own in by_seed]
 
 
 def never_diverges(results: dict, setting: int) -> bool:
-    """Whether a setting's test losses stay below the optimizer's last iterate's, at every horizon and on every seed."""
+    """Whether a setting's test losses stay below where the jump set out, at every horizon and on every seed."""
     for run in results["runs"]:
-        if run["setting"] != setting:
-            continue
-        own = results["baselines"][str(run["seed"])]
-        for epochs, loss in zip(results["horizons"], run["test_loss"], strict=True):
-            alone = own[f"optimizer {epochs}"]["test_loss"]
-            if loss is None or not loss <= (math.inf if alone is None else alone):
+        if run["setting"] == setting:
+            start = results["baselines"][str(run["seed"])]["start"]["test_loss"]
+            if not all(loss is not None and loss <= start for loss in run["test_loss"]):
                 return False
     return True

@@ -25,6 +25,7 @@ from fastkoop.experiments.phases import (
 from fastkoop.experiments.sweep import (
     GRID,
     Iterates,
+    baseline,
     baseline_rows,
     best_rows,
     described,
@@ -58,8 +59,9 @@ def test_every_setting_has_losses_at_every_horizon(swept):
         assert len(run["test_loss"]) == len(run["validation_loss"]) == len(run["jump_seconds"]) == 2
         assert run["fit_seconds"] > 0 and run["record_seconds"] > 0
     for own in results["baselines"].values():
-        assert set(own) == {"start", "mean", "moving", "line", "optimizer 1", "optimizer mean 1", "optimizer 2",
-                            "optimizer mean 2"}  # fmt: skip
+        assert set(own) == {"start", "mean", "optimizer 1", "optimizer mean 1", "optimizer 2", "optimizer mean 2",
+                            *(f"moving {decay}" for decay in module.DECAYS),
+                            *(f"line {share}" for share in module.AHEAD)}  # fmt: skip
         assert own["mean"]["test_loss"] < 2.3
 
 
@@ -98,18 +100,22 @@ def test_the_best_by_validation_is_named(swept):
     assert best[0][0] == pytest.approx(np.mean(losses))
     table = best_rows(results, 3)
     assert len(table) == 3 and "of 2 seeds" in table[0][-1] and "partition" in table[0][0]
-    assert [row[0] for row in baseline_rows(results)][:3] == ["start", "mean", "moving"]
+    assert [row[0] for row in baseline_rows(results)][:3] == ["start", "mean", "moving 0.98"]
+    for kind in ("moving", "line"):
+        best = module.best_baseline(results, kind)
+        losses = {name: np.mean(baseline(results, name, "validation_loss")) for name in results["baselines"]["0"]}
+        assert best.startswith(kind) and losses[best] == min(v for name, v in losses.items() if name.startswith(kind))
 
 
 def test_what_diverged_is_last_and_said():
     run = {"seed": 0, "validation_loss": [0.1, None], "test_loss": [0.1, None]}
     fine = {"seed": 0, "validation_loss": [0.1, 0.2], "test_loss": [0.1, 0.2]}
-    own = {"optimizer 1": {"test_loss": 0.3}, "optimizer 2": {"test_loss": 0.3}}
+    own = {"start": {"test_loss": 0.3}}
     results = {"runs": [{**run, "setting": 0}, {**fine, "setting": 1}], "horizons": [1, 2], "baselines": {"0": own}}
     assert ranking(results)[0][1] == 1
     assert [never_diverges(results, setting) for setting in range(2)] == [False, True]
-    own["optimizer 2"]["test_loss"] = None
-    assert never_diverges(results, 1)
+    own["start"]["test_loss"] = 0.15
+    assert not never_diverges(results, 1)
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(swept, tmp_path):

@@ -1,0 +1,6 @@
+"""bench/ is not installed: tests import it from the repository."""
+
+import pathlib
+import sys
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))
