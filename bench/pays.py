@@ -29,7 +29,7 @@ sys.path.append(str(ROOT))
 
 from bench import readme  # noqa: E402
 from fastkoop.experiments import phases, verdict  # noqa: E402
-from fastkoop.experiments.paired import paired  # noqa: E402
+from fastkoop.experiments.paired import Paired, paired  # noqa: E402
 from fastkoop.experiments.sweep import baseline, best_baseline, never_diverges, ranking  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "pays"
@@ -134,6 +134,23 @@ def markdown(heads: tuple[str, ...], lines: list[tuple]) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
+def short(found: Paired) -> str:
+    """A comparison in a cell."""
+    if not found.comparable:
+        return str(found)
+    return f"{found.share:+.1%} ({found.wins}/{found.seeds}, p = {found.p:.2g})".replace("-", "−")
+
+
+def in_words(setting: dict) -> str:
+    """A setting of a sweep in a cell."""
+    observables = (
+        setting["observables"].replace("Delay(2) with Affine()", "delays, affine").replace("Affine()", "affine")
+    )
+    held = {None: "free", 1.0: "clipped"}.get(setting["stabilize"], setting["stabilize"])
+    stabilize = f"radius {held}" if isinstance(held, float) else {"project": "projected"}.get(held, held)
+    return f"{setting['partition']}, {observables}, `{setting['cutoff']}`, {stabilize}, means of {setting['window']}"
+
+
 def settings_table() -> str:
     """Test losses of settings by partition and T, means over seeds; bold where every seed stays below the optimizer."""
     results = read("sweep", "sweep.json")
@@ -163,8 +180,7 @@ def settings_table() -> str:
     for words, name in alone.items():
         losses = (f"{np.mean(baseline(results, f'{name} {T}', 'test_loss')):.4f}" for T in at)
         lines.append((words, " / ".join(losses), "", ""))
-    best = results["settings"][ranking(results)[0][1]]
-    chosen = ", ".join(f"{name} {value}" for name, value in best.items())
+    chosen = in_words(results["settings"][ranking(results)[0][1]])
     said = (
         "✓: never diverges: on every seed and at T = 1, 2, 5 and 10 below where the jump set out. "
         f"Of {len(results['settings'])} settings the best at T = 10 by validation: {chosen}."
@@ -183,7 +199,7 @@ def baselines_table() -> str:
     found = {partition: read(f"report-{partition}", "results.json") for partition in PARTITIONS}
     heads = ("against", "its test loss", *(f"Koopman, {partition}" for partition in PARTITIONS))
     name = "AdaDelta"
-    lines = [("", "", *(verdict.spread([run["koopman"]["jumped"]["test_loss"] for run in results["runs"]])
+    lines = [("its own", "", *(verdict.spread([run["koopman"]["jumped"]["test_loss"] for run in results["runs"]])
                         for results in found.values()))]  # fmt: skip
     for key, label in verdict.BASELINES.items():
         if any(key not in run["baselines"] for results in found.values() for run in results["runs"]):
@@ -192,13 +208,14 @@ def baselines_table() -> str:
         cells = []
         for results in found.values():
             theirs = [run["baselines"][key]["test_loss"] for run in results["runs"]]
-            cells.append(str(paired([run["koopman"]["jumped"]["test_loss"] for run in results["runs"]], theirs)))
+            cells.append(short(paired([run["koopman"]["jumped"]["test_loss"] for run in results["runs"]], theirs)))
         lines.append((label.format(name=name), verdict.spread(own), *cells))
     means = {partition: [np.mean(run["optimizer"]["test_loss"][1:]) for run in results["runs"]]
              for partition, results in found.items()}  # fmt: skip
     cells = []
     for partition, results in found.items():
-        cells.append(str(paired([run["koopman"]["jumped"]["test_loss"] for run in results["runs"]], means[partition])))
+        ends = [run["koopman"]["jumped"]["test_loss"] for run in results["runs"]]
+        cells.append(short(paired(ends, means[partition])))
     lines.append((f"{name}'s losses on the way, their mean", verdict.spread(means["node"]), *cells))
     cells = []
     for results in found.values():
@@ -217,18 +234,17 @@ def tried_table() -> str:
         fits = (i for _, i in ranking(results) if wanted.items() <= results["settings"][i].items())
         i = next(fits)
         losses = [run["test_loss"][-1] for run in results["runs"] if run["setting"] == i]
-        setting = ", ".join(f"{name} {value}" for name, value in results["settings"][i].items() if name not in wanted)
         names = best_baseline(results, "moving"), best_baseline(results, "line"), "mean"
-        against = (f"{paired(losses, baseline(results, name, 'test_loss'))}" for name in names)
-        lines.append((words, setting, f"{np.mean(losses):.4f}", *against))
+        against = (short(paired(losses, baseline(results, name, "test_loss"))) for name in names)
+        lines.append((words, in_words(results["settings"][i]), f"{np.mean(losses):.4f}", *against))
     found = {name: read(f"momentum-{name}", "results.json")["runs"] for name in ("without", "with")}
     for name, runs in found.items():
         losses = [run["koopman"]["jumped"]["test_loss"] for run in runs]
         against = (
-            str(paired(losses, [run["baselines"][key]["test_loss"] for run in runs]))
+            short(paired(losses, [run["baselines"][key]["test_loss"] for run in runs]))
             for key in ("moving", "line", "mean")
         )
-        words = "layers, affine, `array_api`, radius 0.98, means of 130"
+        words = "layer, affine, `array_api`, radius 0.98, means of 130"
         lines.append((f"SGD with momentum, {name} velocities observed", words, f"{np.mean(losses):.4f}", *against))
     return markdown(heads, lines)
 
@@ -243,7 +259,7 @@ def phases_table() -> str:
         for run in results["runs"]:  # diverged is infinite
             for side in set(phases.SIDES) & set(run):
                 run[side]["test_loss"] = [math.inf if loss is None else loss for loss in run[side]["test_loss"]]
-        held = phases.comparisons(results)
+        held = {name: short(found) for name, found in phases.comparisons(results).items()}
         rows = {row[0]: row[1:] for row in phases.rows(results)}
         gone = np.mean([jump["steps"] for run in results["runs"] for jump in run["jumps"] if "steps" in jump])
         lines.append((f"{words}; jumps of {gone:.0f} iterations", *rows["koopman"], "", ""))
