@@ -200,13 +200,13 @@ def run_phases(
         tick: called with the seed, what is going on, how much of it is done, and of how much.
     """
     config = config.checked()
+    if not config.T:
+        raise checks.InputError("T: a phase that jumps over 0 epochs does not jump; expected at least 1")
     out = prepare_out(config.out)
     problem, machine = make_problem(config), describe_machine()
     if config.recommended:
         config = recommended(config, problem.batches(0).per_epoch)
     compile_kernels(config)
-    if phases and not config.T:
-        raise checks.InputError("T: a phase that jumps over 0 epochs does not jump; expected at least 1")
     check_lengths(config, problem.batches(0).per_epoch)
     lengths = Lengths.of(config, phases, rest, ahead, problem.batches(0).per_epoch)
     results = {
