@@ -42,7 +42,7 @@ class Mean:
             if name in self._sum:
                 self._sum[name] += parameter
             else:
-                self._sum[name] = parameter.detach().double()
+                self._sum[name] = parameter.detach().to(torch.float64, copy=True)  # never the parameter itself
         self.count += 1
         self.seconds += time.perf_counter() - began
 

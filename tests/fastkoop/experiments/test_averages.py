@@ -47,6 +47,15 @@ def test_moving_average_forgets_and_is_corrected_for_its_start():
     np.testing.assert_allclose(flat(once.weights), trail[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("average", [Mean, Moving, Line])
+def test_float64_weights_are_not_summed_in_place(average):
+    model = torch.nn.Linear(3, 2, dtype=torch.float64)
+    before, one = weights_of(model), average()
+    for _ in range(3):
+        one.add(model)
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(model).items())
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_line_is_the_least_squares_one(steps):
     line = Line()
