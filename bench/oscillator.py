@@ -286,13 +286,15 @@ def notes(found: list[dict]) -> list[str]:
     )
     size = np.sqrt(np.square(Oscillator().exact).sum(axis=0).mean())
     machine = found[0]["machine"]
+    origins = [f"commit {one['machine']['commit'][:10]}, {one['machine']['date']}" for one in found]
+    first, last = origins[0], origins[-1]
     return [
         "Root mean square distance of (x, p) from the exact solution at the start, after AdaDelta and after Koopman "
         f"(node, numpy): {'; '.join(solved)}; of the exact solution from zero {size:.2g}.",
         f"A step that differentiates twice takes {twice * 1e6:.0f} µs, {twice / once:.2g} times as long as the "
         "AdaDelta step of the table.",
         f"Measured on: {machine['processor']}, {machine['cores']} cores, PyTorch on one thread; "
-        f"torch {machine['versions']['torch']}, commit {machine['commit'][:10]}, {machine['date']}.",
+        f"torch {machine['versions']['torch']}; {first}" + (f" to {last}." if last != first else "."),
     ]
 
 
