@@ -1,7 +1,7 @@
 """Measurements that need a process of their own: cold starts and peak memory. Prints one line of JSON.
 
-    python bench/child.py cold A32            # NUMBA_CACHE_DIR decides whether kernels are compiled or loaded
-    python bench/child.py memory C-jax "torch pinv"
+python bench/child.py cold A32            # NUMBA_CACHE_DIR decides whether kernels are compiled or loaded
+python bench/child.py memory C-jax "torch pinv"
 """
 
 from __future__ import annotations

@@ -145,7 +145,8 @@ def _train() -> np.ndarray:
     import torch
 
     from fastkoop.checks import InputError
-    from fastkoop.experiments import datasets, training
+    from fastkoop.experiments import training
+    from fastkoop.experiments.problems import datasets
 
     if not os.environ.get(datasets.DATA_DIR):  # a benchmark downloads nothing unasked
         raise NoRecording(f"the real cases need MNIST: name the folder with its four files in {datasets.DATA_DIR}")

@@ -2,7 +2,8 @@
 
     python bench/devices.py --out folder     # `fastkoop profile` of tiny blocks on the emulated device
 
-That one is the kernels as tests/cuda runs them on the host, behind the same interface: it says whether everything runs
+That one is the kernels as tests/kernels/cuda runs them on the host, behind the same interface: it says whether
+everything runs
 and what it answers, and nothing about speed.
 """
 
@@ -17,9 +18,9 @@ import sys
 from fastkoop.kernels.cuda import Cuda
 
 from fastkoop.checks import InputError
-from fastkoop.devices import Gpu, Host, open_device
 from fastkoop.machine import describe_machine, free_memory
-from fastkoop.throughput import wall
+from fastkoop.profile.devices import Gpu, Host, open_device
+from fastkoop.profile.throughput import wall
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DEVICES = ("cpu", "cuda", "emulated")
@@ -27,9 +28,9 @@ SIZES = ((20, 4), (3, 40), (1, 9), (70, 66))  # of the profile
 
 
 def emulator():
-    """tests/cuda/emulator.py as a module: the tests are no package."""
+    """tests/kernels/cuda/emulator.py as a module: the tests are no package."""
     if "emulator" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("emulator", ROOT / "tests" / "cuda" / "emulator.py")
+        spec = importlib.util.spec_from_file_location("emulator", ROOT / "tests" / "kernels" / "cuda" / "emulator.py")
         sys.modules["emulator"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["emulator"])
     return sys.modules["emulator"]
@@ -89,8 +90,8 @@ def main() -> None:
     """Profile it."""
     from rich.console import Console
 
-    from fastkoop.profile_table import show
-    from fastkoop.profiling import Config, profile
+    from fastkoop.profile.profiling import Config, profile
+    from fastkoop.profile.table import show
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)

@@ -1,7 +1,7 @@
 """Every CUDA kernel on small blocks, each answer compared with the reference: what a memory or race checker watches.
 
-    compute-sanitizer --tool memcheck python bench/every_kernel.py
-    python bench/every_kernel.py --device emulated
+compute-sanitizer --tool memcheck python bench/every_kernel.py
+python bench/every_kernel.py --device emulated
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.devices import device_of  # noqa: E402
 RULE = ("relative", 1e-4)
 ORDERS = (3, 6, 14, 22, 38, 64)  # every instance of the Gram kernels, tall and wide
 LONG = ((9000, 32), (8, 40_000))  # shared by several CTAs
-TOLERANCE = 1e-3  # of the reference's norm: this looks for wild answers, tests/cuda has the bounds
+TOLERANCE = 1e-3  # of the reference's norm: this looks for wild answers, tests/kernels/cuda has the bounds
 
 
 def shapes() -> list[tuple[int, int]]:
@@ -52,10 +52,10 @@ def calls(device, X: np.ndarray) -> None:
     m, n = len(X) - 1, X.shape[2]
     steps = np.array([1, 3])
     factors = kernels.fit(there, RULE)
-    kernels.lift(there, kernels.evolve(factors, steps))
-    kernels.lift(there, kernels.evolve(kernels.fit(there, RULE, refine=True), steps))
+    kernels.reconstruct(there, kernels.evolve(factors, steps))
+    kernels.reconstruct(there, kernels.evolve(kernels.fit(there, RULE, refine=True), steps))
     kernels.advance(factors, factors.start, 2)
-    kernels.lift(there, kernels.xp.ascontiguousarray(factors.lift.transpose(0, 2, 1)))
+    kernels.reconstruct(there, kernels.xp.ascontiguousarray(factors.readout.transpose(0, 2, 1)))
     kernels.solve(kernels.gram(there), n, m, RULE, X.dtype)
     kernels.pinv(there[:-1], RULE)
     for to in (np.float32, np.float64):

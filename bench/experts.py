@@ -1,4 +1,4 @@
-"""What an expert would write in PyTorch: float64 Gram matrices, batched Cholesky or eigh, and the lift.
+"""What an expert would write in PyTorch: float64 Gram matrices, batched Cholesky or eigh, and the reconstruction.
 
 Tall blocks (n > m): G = F^T F (m x m), w = Fp G^+ F^T x. Wide ones: C = F F^T (n x n), w = Fp F^T C^+ x. Each comes
 as one batch, under torch.compile, and in chunks that stay in cache, which spares the whole batch's way to memory

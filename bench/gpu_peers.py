@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastkoop.devices import Gpu
+from fastkoop.profile.devices import Gpu
 
 from . import experts
 from .peers import Peer, Problem, jax_pinv, powered, through, torch_lstsq, torch_pinv

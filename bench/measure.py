@@ -19,7 +19,7 @@ from fastkoop.kernels.plan import KERNEL_ORDER
 
 import fastkoop
 from fastkoop import cutoff as rules
-from fastkoop.devices import Gpu, Host
+from fastkoop.profile.devices import Gpu, Host
 
 from . import data
 from .cases import Case
@@ -113,7 +113,7 @@ def contract_call(case: Case, X, device: Gpu) -> Callable:
     kernels, rule = device.kernels, rules.resolve(case.cutoff, X.shape[2], len(X) - 1, X.dtype)
     if case.result == "states":
         steps = np.arange(1, case.steps + 1)
-        return lambda: kernels.lift(X, kernels.evolve(kernels.fit(X, rule), steps))
+        return lambda: kernels.reconstruct(X, kernels.evolve(kernels.fit(X, rule), steps))
     return lambda: kernels.predict(X, case.steps, rule)[0]
 
 
@@ -377,8 +377,8 @@ def truth(X: np.ndarray, factors: tuple, steps: int, cutoff: float) -> np.ndarra
     r = int((s > cutoff * s[0]).sum())
     U, coefficients = U[:, :r], Vt[:r].T / s[:r]
     Fp, y = X[:, 1:].astype(np.float64), U.T @ X[:, -1].astype(np.float64)
-    lift = Fp @ coefficients
-    A = U.T @ lift
+    readout = Fp @ coefficients
+    A = U.T @ readout
     for _ in range(steps - 1):
         y = A @ y
-    return lift @ y
+    return readout @ y

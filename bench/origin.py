@@ -1,6 +1,6 @@
 """Where results come from: the machine, what is installed on it, the commit and the date.
 
-    python bench/origin.py --device cuda     # prints that as a line of JSON
+python bench/origin.py --device cuda     # prints that as a line of JSON
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 
 import torch
 
-from fastkoop.devices import Gpu, Host
+from fastkoop.profile.devices import Gpu, Host
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))

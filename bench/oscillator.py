@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastkoop.devices import Host
 from fastkoop.experiments.compare import Config, run_seed
-from fastkoop.experiments.movement import BEST, authors_measure
-from fastkoop.experiments.oscillator import NAME, Oscillator
+from fastkoop.experiments.problems.movement import BEST, authors_measure
+from fastkoop.experiments.problems.oscillator import NAME, Oscillator
 from fastkoop.experiments.training import make_optimizer, torch_threads
 from fastkoop.files import write_json
+from fastkoop.profile.devices import Host
 from fastkoop.torch_adapter import KoopmanPhase
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

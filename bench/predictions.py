@@ -3,7 +3,7 @@
     python bench/predictions.py      # writes bench/results/cuda/predictions.json and the README's table
 
 Bytes and flops are those of kernels.plan; the rates are the datasheet's; tiles and resident CTAs are those of
-kernels/launch.py, with the registers that the compiler reports for sm_90 (tests/cuda/resources.json).
+kernels/cuda/launch.py, with the registers that the compiler reports for sm_90 (tests/kernels/cuda/resources.json).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import json
 import pathlib
 import sys
 
-from fastkoop.kernels import launch as cuda
 from fastkoop.kernels import plan
+from fastkoop.kernels.cuda import launch as cuda
 
 from fastkoop import backends
 from fastkoop.files import plain, write_json
@@ -33,7 +33,7 @@ FAMILIES = ("A8", "A16", "A32", "A64", "R32", "R32T", "RR8", "RR32", "RR64", "B1
 
 def registers(name: str) -> int:
     """Registers a thread of a kernel takes on sm_90."""
-    table = json.loads((ROOT / "tests" / "cuda" / "resources.json").read_text())
+    table = json.loads((ROOT / "tests" / "kernels" / "cuda" / "resources.json").read_text())
     return table["kernels"]["90"][name]["registers"]
 
 
@@ -48,7 +48,7 @@ def batch(n: int, m: int, blocks: int, steps: int) -> dict:
         return {**made, "kernel": "a thread a weight" if n == 1 else "cuBLAS, cuSOLVER"}
     shape = cuda.shape_of("predict", n, m, m + 1, wide, SIZE)
     tiles = cuda.tile_rows(shape.rows)
-    one = cuda.launch(shape, H200)
+    one = cuda.launch_of(shape, H200)
     name = f"predict<{DTYPE.removesuffix('32')}, {cuda.sum_kind(DTYPE, H200)}, {tiles}>"
     padded = blocks * shape.lines * tiles * (tiles + 1) * 64
     return {
@@ -130,7 +130,7 @@ def table(results: dict) -> str:
     rates = results["datasheet"]
     said = (
         f"**Predicted, not measured**: by the H200's datasheet, {rates['bytes_per_second'] / 1e12:g} TB/s and "
-        f"{rates['float64_tensor'] / 1e12:g} TFLOP/s (float64, matrix unit). \"At best\" pads the Gram matrices to "
+        f'{rates["float64_tensor"] / 1e12:g} TFLOP/s (float64, matrix unit). "At best" pads the Gram matrices to '
         "tiles of 8 x 8; what a block's own small solve takes, a second look at truncated blocks, and of C and D "
         "cuSOLVER's eigenvectors, come on top."
     )

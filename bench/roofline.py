@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from fastkoop.kernels import plan
 
-from fastkoop.devices import Gpu, Host
-from fastkoop.throughput import measure
+from fastkoop.profile.devices import Gpu, Host
+from fastkoop.profile.throughput import measure
 
 
 def ceilings(device: Host | Gpu) -> dict:

@@ -27,8 +27,8 @@ from statistics import median
 
 import numpy as np
 
-from fastkoop.devices import Gpu, Host
 from fastkoop.files import write_json
+from fastkoop.profile.devices import Gpu, Host
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # at the end: an installed fastkoop stays the one that is measured

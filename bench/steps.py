@@ -26,7 +26,7 @@ from statistics import median
 import torch
 from torch.nn import functional
 
-from fastkoop.experiments import datasets
+from fastkoop.experiments.problems import datasets
 from fastkoop.experiments.training import Batches, Evaluation, make_model, make_optimizer, train_step
 from fastkoop.files import write_json
 from fastkoop.torch_adapter import KoopmanPhase

@@ -25,8 +25,8 @@ sys.path.append(str(ROOT))
 from bench import readme, training_models  # noqa: E402
 from bench.origin import environment  # noqa: E402
 from bench.training_worker import BURN_IN, LENGTH, RECORD, REST  # noqa: E402
-from fastkoop.devices import Host  # noqa: E402
 from fastkoop.files import write_json  # noqa: E402
+from fastkoop.profile.devices import Host  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "training"
 WORKER = ROOT / "bench" / "training_worker.py"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastkoop.experiments import datasets
+from fastkoop.experiments.problems import datasets
 
 CONTEXT, WIDTH, HEADS, BLOCKS = 32, 64, 4, 2
 
@@ -136,7 +136,7 @@ def mlp() -> nn.Sequential:
 
 
 def task(name: str, data_dir: str | None, batch: int = 64) -> Task:
-    """"mlp", "conv" or "transformer"."""
+    """ "mlp", "conv" or "transformer"."""
     if name == "transformer":
         return language(batch)
     make = mlp if name == "mlp" else Convolutional

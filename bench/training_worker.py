@@ -25,15 +25,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 from bench import training_models  # noqa: E402
+from fastkoop.adapter.buffers import local  # noqa: E402
 from fastkoop.adapter.checkpoint import checksum  # noqa: E402
-from fastkoop.adapter.recording import local  # noqa: E402
-from fastkoop.torch_adapter import (  # noqa: E402
-    KoopmanPhase,
-    KoopmanSchedule,
-    Limits,
-    load_checkpoint,
-    save_checkpoint,
-)
+from fastkoop.torch_adapter import KoopmanPhase, KoopmanSchedule, Limits, load_checkpoint, save_checkpoint  # noqa: E402
 
 BURN_IN, RECORD, JUMP, REST, REPEATS = 150, 60, 40, 40, 3
 LENGTH = BURN_IN + REPEATS * (RECORD + REST)

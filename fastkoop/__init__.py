@@ -7,9 +7,9 @@ from . import kernels
 from .backends import get_num_threads, set_num_threads
 from .checks import InputError
 from .cutoff import Energy, Rank
-from .koopman import KoopmanOperator, fit
 from .linalg import pinv, predict
 from .observables import Affine, Delay, Momentum
+from .operator import KoopmanOperator, fit
 
 __version__ = "0.1.0"
 __all__ = [

@@ -8,13 +8,13 @@ from types import ModuleType
 import numpy as np
 
 from . import kernels
-from .arrays import Array
 from .checks import InputError, integer
-from .kernels import lifted
+from .interop.arrays import Array
+from .kernels import observed as lifted
 from .kernels.cpu import ALONE_ORDER, COORDINATES
-from .kernels.lapack import tridiagonalize
+from .kernels.cpu.lapack import tridiagonalize
+from .kernels.cpu.pool import each_block
 from .kernels.plan import NON_FINITE, ROUTES, Plan, plan, resolution
-from .kernels.pool import each_block
 
 __all__ = [
     "COORDINATES", "NON_FINITE", "ROUTES", "Plan", "backend_for", "cuda", "each_large_block", "get_num_threads",
@@ -48,7 +48,7 @@ def cuda(ordinal: int = 0):
 
 def resident(device, threads: int, shared: int, registers: int) -> int:
     """CTAs of a launch that a multiprocessor of the CUDA device holds at once."""
-    from .kernels.launch import Launch, grid
+    from .kernels.cuda.launch import Launch, grid
 
     return grid(1 << 30, Launch(threads, shared), device, registers) // device.multiprocessors
 

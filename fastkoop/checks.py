@@ -73,8 +73,7 @@ def snapshots(shape: tuple[int, ...], time_axis: int) -> int:
     """The time axis of an array of snapshots, as a non-negative index."""
     if len(shape) < 2:
         raise InputError(
-            f"X: expected at least 2 dimensions (..., n, m+1), got shape {shape}; "
-            "columns are snapshots, oldest first"
+            f"X: expected at least 2 dimensions (..., n, m+1), got shape {shape}; columns are snapshots, oldest first"
         )
     axis = integer("time_axis", time_axis, least=-len(shape))
     if axis >= len(shape):

@@ -343,9 +343,9 @@ def profile(
 
 
 def _profile(options: dict) -> None:
-    from .profile_table import show
-    from .profiling import Config, parse_sizes
-    from .profiling import profile as run
+    from .profile.profiling import Config, parse_sizes
+    from .profile.profiling import profile as run
+    from .profile.table import show
 
     sizes = options.pop("sizes")
     config = Config(**options, **({} if sizes is None else {"sizes": parse_sizes(sizes)}))

@@ -72,8 +72,7 @@ def checked(cutoff):
         return cutoff
     if isinstance(cutoff, bool) or not isinstance(cutoff, (int, float, np.integer, np.floating)):
         raise TypeError(
-            f"cutoff: expected a name, a number, Rank(k) or Energy(share), got {cutoff!r} "
-            f"({type(cutoff).__name__})"
+            f"cutoff: expected a name, a number, Rank(k) or Energy(share), got {cutoff!r} ({type(cutoff).__name__})"
         )
     if not (math.isfinite(real(cutoff)) and cutoff >= 0):
         raise InputError(f"cutoff: expected a finite number >= 0, relative to the largest, got {cutoff}")
@@ -120,9 +119,11 @@ def hard_threshold(aspect: float) -> float:
     def below(x):
         u = math.asin(math.sqrt((x - low) / (high - low)))
         return quad(
-            lambda u: (high - low) ** 2
-            * math.sin(2 * u) ** 2
-            / (4 * math.pi * aspect * (low + (high - low) * math.sin(u) ** 2)),
+            lambda u: (
+                (high - low) ** 2
+                * math.sin(2 * u) ** 2
+                / (4 * math.pi * aspect * (low + (high - low) * math.sin(u) ** 2))
+            ),
             0.0,
             u,
         )[0]

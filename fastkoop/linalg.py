@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 
-from . import arrays, checks, traced
+from . import checks
 from . import cutoff as rules
 from .backends import NON_FINITE, backend_for
+from .interop import arrays, traced
 
 
 def time_major(data, time_axis: int):

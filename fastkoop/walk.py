@@ -24,11 +24,11 @@ class Readout(NamedTuple):
         """Weights (k, B, n) in the snapshots' dtype."""
         if self.tall:
             return self.backend.combine(self.snapshots, coefficients, products=products)
-        return self.backend.lift(self.snapshots, coefficients, side="weights")
+        return self.backend.reconstruct(self.snapshots, coefficients, side="weights")
 
     def rows(self, factors):
         """Rows (r, B, n) whose combinations with coordinates y are the weights, so that snapshots need not be read."""
-        coefficients = self.backend.xp.ascontiguousarray(factors.lift.swapaxes(1, 2))
+        coefficients = self.backend.xp.ascontiguousarray(factors.readout.swapaxes(1, 2))
         return self.states(coefficients, products=self.large)
 
 
@@ -132,7 +132,7 @@ def states_together(parts: Iterable[tuple[Readout, tuple]]) -> tuple[list[States
 
 
 def _coordinates(xp, parts: list):
-    """Factors of all parts as one batch whose lift is the identity: `evolve` then returns the coordinates y."""
+    """Factors of all parts as one batch whose readout is the identity: `evolve` then returns the coordinates y."""
     B, r = sum(len(part.rank) for part in parts), max(part.operator.shape[1] for part in parts)
     operator, start, first = xp.zeros((B, r, r)), xp.zeros((B, r)), 0
     for part in parts:
@@ -141,7 +141,7 @@ def _coordinates(xp, parts: list):
         start[first : first + count, :own] = part.start
         first += count
     identity = xp.tile(xp.eye(r), (B, 1, 1))
-    whole = {"basis": identity, "lift": identity, "operator": operator, "start": start}
+    whole = {"basis": identity, "readout": identity, "operator": operator, "start": start}
     for name in parts[0]._fields:
         if name not in whole:
             whole[name] = xp.concatenate([getattr(part, name) for part in parts])

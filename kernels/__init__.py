@@ -10,7 +10,7 @@ matrix accumulated elsewhere (over shards, over time) can be solved and lifted h
 >>> X = np.random.default_rng(0).normal(size=(4, 2, 50)).cumsum(axis=0)   # 3 pairs, 2 blocks, 50 weights
 >>> S = kernels.gram(X[..., :2], "snapshots") + kernels.gram(X[..., 2:])    # two shards of the weights
 >>> factors = kernels.solve(S, n=50, m=3, cutoff=("relative", 1e-12), dtype=X.dtype)
->>> states = kernels.lift(X, kernels.evolve(factors, np.array([1, 10])))    # (steps, blocks, weights)
+>>> states = kernels.reconstruct(X, kernels.evolve(factors, np.array([1, 10])))    # (steps, blocks, weights)
 >>> states.shape, factors.rank.tolist()
 ((2, 2, 50), [3, 3])
 
@@ -21,15 +21,15 @@ device; `xp` is a backend's array module, `host` copies out of its memory. Nothi
 memory safety needs: the public door, `fastkoop`, does that once.
 """
 
-from . import lifted
-from .cpu import Factors, advance, combine, evolve, fit, gram, host, lift, pinv, predict, rows_of, solve, xp
-from .layout import aligned_empty
+from . import observed as lifted
+from .cpu import Factors, advance, combine, evolve, fit, gram, host, pinv, predict, reconstruct, rows_of, solve, xp
+from .cpu.layout import aligned_empty
+from .cpu.pool import get_num_threads, set_num_threads
 from .plan import ROUTES, Plan, plan
-from .pool import get_num_threads, set_num_threads
 from .spectrum import clip, eigenvalues, modes
 
 __all__ = [
     "ROUTES", "Factors", "Plan", "advance", "aligned_empty", "clip", "combine", "eigenvalues", "evolve", "fit",
-    "get_num_threads", "gram", "host", "lift", "lifted", "modes", "pinv", "plan", "predict", "rows_of",
+    "get_num_threads", "gram", "host", "lifted", "modes", "pinv", "plan", "predict", "reconstruct", "rows_of",
     "set_num_threads", "solve", "xp",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 
-from .jit import jit
+from .cpu.jit import jit
 
 KINDS = {"relative": 0, "spacing": 1, "rank": 2, "energy": 3, "median": 4}
 RELATIVE, SPACING, RANK, ENERGY, MEDIAN = range(5)

@@ -61,13 +61,13 @@ def plan(blocks: int, n: int, m: int, dtype, steps: int = 1) -> Plan:
     side = "snapshots" if n > m else "weights"
     gram = n * m * (m + 1) if n > m else m * n * (n + 1) + (2 * m * n * n if steps > 1 else 4 * n * m)
     solve = order**3 // 3 + 2 * order * order * max(steps, 1)
-    lift = 2 * n * m if n > m else 2 * n * n
+    readout = 2 * n * m if n > m else 2 * n * n
     return Plan(
         side,
         "kernel" if order <= KERNEL_ORDER else "library",
         order,
         blocks * n * (m + 2) * itemsize,
-        blocks * (gram + solve + lift),
+        blocks * (gram + solve + readout),
     )
 
 

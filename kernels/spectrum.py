@@ -28,7 +28,7 @@ def eigenvalues(factors: Factors) -> np.ndarray:
 
 
 def modes(factors: Factors) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues (B, r), ordered as by `eigenvalues`, and vectors (B, r, r) with Phi = (lift) vectors.
+    """Eigenvalues (B, r), ordered as by `eigenvalues`, and vectors (B, r, r) with Phi = (readout) vectors.
 
     Exact modes (Tu et al. 2014, definition 1): Phi = Fp V S^-1 p / lambda for the eigenvector p of the
     reduced operator; a mode with lambda = 0 is left unscaled. Both 0-padded.
@@ -47,9 +47,9 @@ def modes(factors: Factors) -> tuple[np.ndarray, np.ndarray]:
 def clip(factors: Factors, radius: float) -> tuple[Factors, np.ndarray]:
     """Factors of Phi clip(Lambda) Psi*, eigenvalues of modulus > radius moved onto that circle.
 
-    With P the eigenvectors of the reduced operator A = P L P^-1, A becomes P clip(L) P^-1 and the lift is
+    With P the eigenvectors of the reduced operator A = P L P^-1, A becomes P clip(L) P^-1 and the readout is
     multiplied by P clip(L)/L P^-1; a block without anything to clip keeps its operator as it is. Then
-    K^T x_last = lift A^(T-1) start holds at every T >= 1. (A plus what clipping takes from it would be
+    K^T x_last = readout A^(T-1) start holds at every T >= 1. (A plus what clipping takes from it would be
     uncertain by the largest eigenvalue that was there.)
 
     Returns:
@@ -59,7 +59,7 @@ def clip(factors: Factors, radius: float) -> tuple[Factors, np.ndarray]:
         rounding puts one of them outside, clipping it loses the line; observe a constant (Affine) for these.
     """
     condition = np.ones(len(factors.rank))
-    lift, operator = factors.lift.copy(), factors.operator.copy()
+    readout, operator = factors.readout.copy(), factors.operator.copy()
     for b, r, A in _finite(factors):
         values, P = np.linalg.eig(A)
         moduli = np.abs(values)
@@ -70,5 +70,5 @@ def clip(factors: Factors, radius: float) -> tuple[Factors, np.ndarray]:
         shrunk = np.where(beyond, radius / np.where(beyond, moduli, 1.0), 1.0)
         back = np.linalg.inv(P)
         operator[b, :r, :r] = ((P * (values * shrunk)) @ back).real
-        lift[b, :, :r] = factors.lift[b, :, :r] @ ((P * shrunk) @ back).real
-    return factors._replace(lift=lift, operator=operator), condition
+        readout[b, :, :r] = factors.readout[b, :, :r] @ ((P * shrunk) @ back).real
+    return factors._replace(readout=readout, operator=operator), condition

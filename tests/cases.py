@@ -1,8 +1,9 @@
 """Shared blocks, rules, comparisons and the one place where tolerances are derived."""
 
 import numpy as np
-from fastkoop.kernels import dense, reference
-from fastkoop.kernels.simd import tile_of
+from fastkoop.kernels import reference
+from fastkoop.kernels.cpu import dense
+from fastkoop.kernels.cpu.simd import tile_of
 
 SIZES = (1, 2, 31, 33, 63, 100)
 SHAPES = tuple((n, m) for n in SIZES for m in SIZES)

@@ -12,10 +12,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 def numba_cache() -> str:
     """A cache folder named by the text of all kernels: Numba itself looks only at the file of the function
-    that is called, and would run an old copy of an edited one that it calls (kernels/jit.py)."""
+    that is called, and would run an old copy of an edited one that it calls (kernels/cpu/jit.py)."""
     text = hashlib.sha256()
-    for path in sorted((ROOT / "kernels").glob("*.py")):
-        text.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted((ROOT / "kernels").rglob("*.py")):
+        text.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     key = f"fastkoop-{text.hexdigest()[:16]}"
     user = getattr(os, "getuid", lambda: "any")()
     base = pathlib.Path(os.environ.get("NUMBA_CACHE_DIR") or f"{tempfile.gettempdir()}/fastkoop-numba-{user}")

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.autograd.graph import increment_version
 
-from ..koopman import KoopmanOperator
+from ..operator import KoopmanOperator
 from ..walk import states_together
-from .recording import Recording
+from .buffers import Recording
 
 
 class Copy(NamedTuple):

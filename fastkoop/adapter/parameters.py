@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import checks
-from .recording import local
+from .buffers import local
 from .selection import select
 
 
@@ -102,9 +102,7 @@ def _modes_put_back(model: nn.Module) -> Iterator[None]:
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     modes = [(module, module.training) for module in model.modules()]
     momenta = [(norm, norm.momentum) for norm in norms]
-    frozen = [
-        (buffer, buffer.detach().clone()) for norm in norms if not norm.training for buffer in norm.buffers()
-    ]
+    frozen = [(buffer, buffer.detach().clone()) for norm in norms if not norm.training for buffer in norm.buffers()]
     try:
         yield
     finally:

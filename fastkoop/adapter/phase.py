@@ -12,18 +12,18 @@ from torch import nn
 
 from .. import checks
 from .. import cutoff as rules
-from ..koopman import KoopmanOperator, Setting, fit
+from ..operator import KoopmanOperator, Setting, fit
 from ..partition import Group, Parameter, groups
+from .buffers import HALVES, Recording
 from .checkpoint import VERSION, sealed, unsealed
-from .jumping import JumpReport, LayerReport, Limits, better, horizon_steps
+from .jump import JumpReport, LayerReport, Limits, better, horizon_steps
 from .mover import Mover, Walks
 from .optimizer_state import Rates, Velocities, can_be_stepped, parameters_of, settled, step_was_skipped
 from .parameters import Parameters, Saved
-from .plan import RecordingPlan
+from .ranks import exchange, fit_spread, localized, ranks_of, shard_of
 from .recorder import Recorder
-from .recording import HALVES, Recording
+from .recording_plan import RecordingPlan
 from .selection import unit_axis
-from .sharded import exchange, fit_spread, localized, ranks_of, shard_of
 
 
 class Moves(NamedTuple):
@@ -44,7 +44,7 @@ class KoopmanPhase:
     to the end. Both start at the newest snapshot. `steps` counts optimizer iterations.
 
     A model that several ranks train (DistributedDataParallel, FSDP2's `fully_shard`) has a phase on each, and every
-    rank records, fits and moves after the same iterations: see `fastkoop.adapter.sharded` for what they exchange.
+    rank records, fits and moves after the same iterations: see `fastkoop.adapter.ranks` for what they exchange.
 
     Args:
         model: any module with float parameters on one device; frozen ones are left alone, tied ones taken once.

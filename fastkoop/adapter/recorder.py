@@ -9,9 +9,9 @@ import torch
 
 from .. import checks
 from ..machine import free_memory
-from . import plan
-from .plan import GroupPlan, RecordingPlan
-from .recording import Recording, into, local
+from . import recording_plan as plan
+from .buffers import Recording, into, local
+from .recording_plan import GroupPlan, RecordingPlan
 
 FIRST_CAPACITY = 64  # snapshots; doubled whenever full unless the capacity is given
 

@@ -6,7 +6,7 @@ import torch
 
 from .. import checks
 from .checkpoint import VERSION, sealed, unsealed
-from .jumping import JumpReport
+from .jump import JumpReport
 
 STAGES = ("burn in", "record", "rest")
 

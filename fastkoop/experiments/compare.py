@@ -21,14 +21,14 @@ from torch import nn
 from .. import checks
 from ..cutoff import Rank
 from ..files import prepare_out, write_json
-from ..koopman import fit
 from ..machine import describe_machine, peak_memory
 from ..observables import Momentum, resolve
+from ..operator import fit
 from ..torch_adapter import JumpReport, KoopmanPhase
-from . import datasets, oscillator
-from .averages import Line, Mean, Moving, Weights, apart, assign, weights_of
+from .baselines import Line, Mean, Moving, Weights, apart, assign, weights_of
 from .config import Config, recommended
 from .figures import WeightPaths, draw, save
+from .problems import datasets, oscillator
 from .spectra import spectra
 from .training import Classification, make_optimizer, torch_threads
 

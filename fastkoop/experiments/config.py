@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from .. import checks
 from .. import cutoff as rules
 from ..cutoff import Rank
-from ..koopman import Setting
 from ..observables import Affine, resolve
+from ..operator import Setting
 from ..partition import GRANULARITIES
-from . import datasets, oscillator
+from .problems import datasets, oscillator
 from .training import OPTIMIZERS
 
 # t1, t2, T in epochs where the caller names none: the report's on MNIST, the paper's on the oscillator

@@ -20,7 +20,7 @@ from ..files import prepare_out, write_json
 from ..machine import describe_machine, peak_memory
 from ..torch_adapter import KoopmanPhase, KoopmanSchedule
 from . import figures
-from .averages import Line, Moving, assign, weights_of
+from .baselines import Line, Moving, assign, weights_of
 from .compare import check_lengths, compile_kernels, make_problem
 from .config import Config, recommended
 from .paired import Paired, paired

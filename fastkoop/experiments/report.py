@@ -86,7 +86,7 @@ def _setting(results: dict) -> str:
 
 
 def _section(title: str, body: str, note: str = "") -> str:
-    note = f"<p class=\"setting\">{_text(note)}</p>" if note else ""
+    note = f'<p class="setting">{_text(note)}</p>' if note else ""
     return f"<h2>{_text(title)}</h2>\n{body}\n{note}"
 
 

@@ -25,7 +25,7 @@ from ..files import plain, prepare_out, write_json
 from ..machine import describe_machine
 from ..observables import Affine, resolve
 from ..torch_adapter import KoopmanPhase
-from .averages import Line, Mean, Moving, assign, weights_of
+from .baselines import Line, Mean, Moving, assign, weights_of
 from .compare import check_lengths, compile_kernels, judged, make_problem, train
 from .config import Config
 from .paired import paired
@@ -250,8 +250,10 @@ def _take_up(results: dict, path: pathlib.Path) -> None:
         raise checks.InputError(f"out: {path} cannot be gone on with; name another folder with --out") from None
     wanted = results["config"]["seeds"]
     same = isinstance(old, dict) and {"config", "settings", "horizons", "runs", "baselines"} <= set(old)
-    same = same and {**old["config"], "seeds": wanted} == plain(results["config"]) and all(
-        old[name] == plain(results[name]) for name in ("settings", "horizons")
+    same = (
+        same
+        and {**old["config"], "seeds": wanted} == plain(results["config"])
+        and all(old[name] == plain(results[name]) for name in ("settings", "horizons"))
     )
     if not same:
         raise checks.InputError(f"out: {path} holds another sweep; name another folder with --out")

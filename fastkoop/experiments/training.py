@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .datasets import Dataset
+from .problems.datasets import Dataset
 
 HIDDEN = (20, 20, 20)  # A. Rao's and the paper's network: 784-20-20-20-10, ReLU
 

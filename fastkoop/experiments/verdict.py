@@ -6,9 +6,9 @@ import math
 from statistics import median, stdev
 
 from .compare import seconds
-from .movement import words as movement_words
-from .oscillator import NAME as OSCILLATOR
 from .paired import SIGNIFICANT, paired
+from .problems.movement import words as movement_words
+from .problems.oscillator import NAME as OSCILLATOR
 
 OPTIMIZER, KOOPMAN, AVERAGE = "optimizer", "koopman", "average"
 
@@ -132,9 +132,7 @@ def _loss_words(results: dict, name: str) -> list[str]:
     verdict = "beats" if koopman < average else "does not beat"
     sure = ", which chance may have done" if found.p >= SIGNIFICANT and found.comparable else ""
     said = f", {found}{sure}" if len(runs) > 1 else ""
-    lines.append(
-        f"It {verdict} the mean of the recorded iterates ({average:.4g}), which costs next to nothing{said}."
-    )
+    lines.append(f"It {verdict} the mean of the recorded iterates ({average:.4g}), which costs next to nothing{said}.")
     return [*lines, *_jump_words(results)]
 
 

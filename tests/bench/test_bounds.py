@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # bench/ is a namespace package
 
 from bench import bounds, readme  # noqa: E402
-from fastkoop.profiling import Config  # noqa: E402
+from fastkoop.profile.profiling import Config  # noqa: E402
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def altered(tmp_path):
         for row in results["kernels"]:
             if (row["n"], row["data"]) == (785, "full") and row["m"] == 1875 and row["kernel"] in microseconds:
                 row["microseconds_per_block"] = microseconds[row["kernel"]]
-        results["first_calls"]["lift"]["compiled"] = not cached
+        results["first_calls"]["reconstruct"]["compiled"] = not cached
         path = tmp_path / "profile.json"
         path.write_text(json.dumps(results))
         return bounds.Profile(path)
@@ -46,7 +46,7 @@ def test_the_figures_are_the_profile_s(altered):
 
 
 def test_a_profile_that_compiled_nothing_is_refused(altered):
-    with pytest.raises(SystemExit, match="lift came from the cache; profile with an empty NUMBA_CACHE_DIR"):
+    with pytest.raises(SystemExit, match="reconstruct came from the cache; profile with an empty NUMBA_CACHE_DIR"):
         bounds.first_calls(altered(cached=True))
 
 

@@ -27,9 +27,7 @@ def small(case):
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, id=c.name, marks=[pytest.mark.mnist] * c.real) for c in cases.CASES]
-)
+@pytest.mark.parametrize("case", [pytest.param(c, id=c.name, marks=[pytest.mark.mnist] * c.real) for c in cases.CASES])
 def test_case_is_answered_like_the_reference(case):
     for X in small(case):
         rule = rules.resolve(case.cutoff, X.shape[2], len(X) - 1, X.dtype)

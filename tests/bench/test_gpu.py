@@ -56,7 +56,9 @@ class TestDryRun:
         }  # fmt: skip
         assert "no CUDA graphs" in result["absent"]["fastkoop in a graph"]
         rows = found["profile"]["kernels"]
-        assert {"gram", "solve", "evolve", "lift", "predict", "pinv", "record"} <= {row["kernel"] for row in rows}
+        assert {"gram", "solve", "evolve", "reconstruct", "predict", "pinv", "record"} <= {
+            row["kernel"] for row in rows
+        }
         assert all(0 < one["occupancy"] <= 1 and one["registers"] > 0 for row in rows for one in row["launches"])
         assert found["profile"]["ceilings"][0]["threads"] is None
         text = (out / "summary.json").read_text()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fastkoop.kernels import reference
 
-from fastkoop.devices import Host
-from fastkoop.throughput import wall
+from fastkoop.profile.devices import Host
+from fastkoop.profile.throughput import wall
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # bench/ is a namespace package

@@ -12,7 +12,7 @@ from fastkoop.kernels.cuda import backend
 from typer.testing import CliRunner
 
 from fastkoop.cli import app
-from fastkoop.throughput import Ceilings
+from fastkoop.profile.throughput import Ceilings
 
 QUICK = ("--t1", "1", "--t2", "2", "--T", "1")
 
@@ -31,7 +31,9 @@ def test_compare_prints_a_table_and_the_verdict(tmp_path):
 
 
 def test_profile_prints_ceilings_kernels_and_compile_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastkoop.devices.measure_ceilings", lambda k: Ceilings(k, k * 2e10, k * 1e11, k * 5e10))
+    monkeypatch.setattr(
+        "fastkoop.profile.devices.measure_ceilings", lambda k: Ceilings(k, k * 2e10, k * 1e11, k * 5e10)
+    )
     options = ("--sizes", "20x4,3x9", "--blocks", "5", "--rounds", "1", "--seconds", "0.1", "--out", str(tmp_path))
     done = CliRunner().invoke(app, ["profile", *options])
     assert done.exit_code == 0, done.stderr
@@ -48,7 +50,7 @@ def test_an_interrupted_profile_says_that_it_kept_nothing(tmp_path, monkeypatch)
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastkoop.profiling.first_calls", interrupted)
+    monkeypatch.setattr("fastkoop.profile.profiling.first_calls", interrupted)
     done = CliRunner().invoke(app, ["profile", "--out", str(tmp_path)])
     assert done.exit_code == 1 and done.stderr.strip() == "fastkoop: interrupted; kept nothing"
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from fastkoop.kernels.plan import ROUTES, resolution
 
 import fastkoop as fk
 from fastkoop import cutoff as rules
-from fastkoop.experiments.datasets import load
+from fastkoop.experiments.problems.datasets import load
 from fastkoop.experiments.training import Batches, make_model, make_optimizer, train_step
 
 COMPARING = ("array_api", "matlab", "numpy", "jax", "svht", 3e-2, 1e-3)

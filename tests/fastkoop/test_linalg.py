@@ -529,7 +529,6 @@ class TestSameBits:
                 np.testing.assert_array_equal(function(X[3:4], cutoff=1e-4)[0], expected[3])
             np.testing.assert_array_equal(function(torch.from_numpy(X), cutoff=1e-4), expected)
 
-
     def test_concurrent_callers(self, threads):
         """Everything from several threads at once, small blocks and large ones: the bits of one call after another."""
         threads(2)

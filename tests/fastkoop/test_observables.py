@@ -342,7 +342,7 @@ class TestHardBlocks:
         assert op.route == "eigen" and np.linalg.norm(op.predict(1) - expected) <= 1e-6 * moved
 
     def test_slices_of_the_workspace_change_no_bit(self, monkeypatch, rng):
-        from fastkoop.kernels import lifted
+        from fastkoop.kernels import observed as lifted
 
         for n, m in ((30, 9), (4, 30)):
             X = moving(rng, n, m, np.float32, batch=(5, 2))
@@ -369,7 +369,8 @@ class TestHardBlocks:
     @pytest.mark.skipif(not os.environ.get("FASTKOOP_DATA_DIR"), reason="needs FASTKOOP_DATA_DIR")
     def test_real_nodes(self):
         """A recording of a real network: dead units, wide hidden nodes; affine by the Gram matrix as by the data."""
-        from fastkoop.experiments import datasets, training
+        from fastkoop.experiments import training
+        from fastkoop.experiments.problems import datasets
 
         data = datasets.load("mnist")
         model = training.make_model(data.features, data.classes, 0)

@@ -396,9 +396,9 @@ def test_turning_a_ring_takes_little_memory(turned, monkeypatch):
     """plan() does not count a second buffer."""
     import tracemalloc
 
-    import fastkoop.adapter.recording
+    import fastkoop.adapter.buffers
 
-    monkeypatch.setattr(fastkoop.adapter.recording, "TURNED", 1 << 12)
+    monkeypatch.setattr(fastkoop.adapter.buffers, "TURNED", 1 << 12)
     model = nn.Linear(400, 50)
     phase = KoopmanPhase(model, capacity=5)
     trail = scripted(model, phase, 5 + turned)
@@ -1275,7 +1275,7 @@ def mnist():
     """The report's network after 20 iterations, recorded over 40 more at two capacities, and the trail."""
     if not os.environ.get("FASTKOOP_DATA_DIR"):
         pytest.skip("needs the real MNIST files in FASTKOOP_DATA_DIR")
-    from fastkoop.experiments.datasets import load
+    from fastkoop.experiments.problems.datasets import load
 
     data = load("mnist")
     images, labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)

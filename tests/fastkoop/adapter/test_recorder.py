@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 nn = torch.nn
 
 import fastkoop as fk  # noqa: E402
-from fastkoop.adapter.plan import size  # noqa: E402
+from fastkoop.adapter.recording_plan import size  # noqa: E402
 from fastkoop.torch_adapter import KoopmanPhase  # noqa: E402
 
 

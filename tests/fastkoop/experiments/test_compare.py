@@ -269,9 +269,7 @@ def test_an_interrupted_run_keeps_the_seeds_that_are_done(tmp_path):
 @pytest.mark.skipif(not os.environ.get("FASTKOOP_DATA_DIR"), reason="FASTKOOP_DATA_DIR names no MNIST files")
 def test_real_mnist_dips_below_its_start(tmp_path):
     """An early dip below the starting loss, as published, on real MNIST after one epoch."""
-    config = Config(
-        dataset="mnist", t1=1, t2=2, T=1, cutoff="jax", eval_every=20, out=str(tmp_path)
-    )
+    config = Config(dataset="mnist", t1=1, t2=2, T=1, cutoff="jax", eval_every=20, out=str(tmp_path))
     run = compare(config)["runs"][0]
     losses = run["koopman"]["test_loss"]
     assert len(run["koopman"]["step_seconds"]) == 938

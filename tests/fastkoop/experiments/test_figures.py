@@ -50,9 +50,7 @@ def make_paths(k=2, predicted=None, recorded=300):
     labels = [f"layers.{i}.weight[{i}, 411]" for i in range(k)]
     true = walk[recorded:]
     predicted = true + 1e-3 if predicted is None else predicted
-    return WeightPaths(
-        labels, np.arange(1 - recorded, 1), walk[:recorded], np.arange(1, LENGTH + 1), true, predicted
-    )
+    return WeightPaths(labels, np.arange(1 - recorded, 1), walk[:recorded], np.arange(1, LENGTH + 1), true, predicted)
 
 
 @pytest.fixture

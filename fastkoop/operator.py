@@ -1,0 +1,628 @@
+"""fit -> KoopmanOperator: an operator per block, in its own few coordinates, with reports one can trust."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import checks
+from . import cutoff as rules
+from .backends import COORDINATES, NON_FINITE, ROUTES, backend_for, lifted
+from .interop import arrays, traced
+from .linalg import refuse_non_finite, time_major, warn_of_overflow
+from .observables import Observables, resolve
+from .walk import Readout, States
+
+
+@traced.opaque
+def fit(
+    X,
+    *,
+    cutoff="array_api",
+    observables="identity",
+    stabilize=None,
+    out_of_span="drop",
+    time_axis=-1,
+    check_finite=True,
+    refine=False,
+):
+    """The Koopman operator K = Fp pinv(F) of every block, truncated at the cutoff; K is not formed.
+
+    Tall blocks (n > m) get at most m non-zero eigenvalues: K acts on what F spans. Wide ones (n <= m) of
+    full rank get the least-squares operator. Rank-deficient ones the minimum-norm operator; an all-zero
+    block has rank 0 and predicts zero.
+
+    Args:
+        X: snapshots (..., n, m+1), float32 or float64, columns oldest first: a NumPy or CuPy array or a
+            PyTorch tensor with any strides. The operator refers to X's memory and does not copy it: leave it
+            unchanged while the operator is in use.
+        cutoff: which singular values of F count, see `fastkoop.cutoff`.
+        observables: "identity", the weights themselves, as published; `Affine()`, `Delay(d)`, `Momentum()`, or a
+            tuple of these, see `fastkoop.observables`. Predictions stay (..., n); with a constant fitting copies a
+            part of the snapshots to float64 at a time, and so it does of wide blocks (n <= m) with anything but the
+            defaults of observables, stabilize and out_of_span.
+        stabilize: None, as published; "clip" moves eigenvalues of modulus > 1 onto the unit circle at
+            every number of steps; a float clips at that radius; "project" takes the nearest operator that stretches
+            no vector (singular values of K above 1 become 1): no state grows but by what a constant adds, or what is
+            carried. Not with `Delay` or `Momentum`: what they stack grows and shrinks in turn where nothing diverges,
+            and would be held back by that.
+        out_of_span: "drop" what F cannot represent of x_last, as published (K x_last is what K makes of the rest), or
+            "carry" it along as it is: it is added to every state.
+        time_axis: where time runs; 0 takes a recording buffer (m+1, ..., n) without a copy.
+        check_finite: False lets NaN and infinity pass through their own block; on a CUDA device, which is
+            not waited for, they do until `check` is called.
+        refine: True answers every block by the SVD of F itself, with an error that grows with the
+            condition number instead of its square: by a hundred times and more where a Gram matrix just
+            suffices. A step of iterative refinement would buy as much there, and nothing where the
+            cutoff drops singular values. Otherwise only blocks of which the Gram matrix cannot tell.
+
+    Returns:
+        KoopmanOperator.
+
+    Raises:
+        ValueError, TypeError: as `fastkoop.predict`.
+
+    NumPy: ``X[..., 1:] @ np.linalg.pinv(X[..., :-1])``.
+    Source: Dogra & Redman (2020), NeurIPS 33; dynamic mode decomposition, Schmid (2010), Tu et al. (2014).
+
+    >>> import numpy as np
+    >>> t = np.arange(6)
+    >>> op = fit(np.stack([0.5**t, 2.0 * 0.9**t]))
+    >>> op.eigenvalues.real.round(6)
+    array([0.9, 0.5])
+    >>> op.predict([0, 1, 2]).shape
+    (2, 3)
+    """
+    source = arrays.read(X)
+    snapshots = time_major(source.data, time_axis)
+    setting = Setting.of(cutoff, observables, stabilize, out_of_span, refine=refine, check_finite=check_finite)
+    setting.observables.check(len(snapshots))
+    setting.observables.weights(snapshots.shape[-1])
+    with source.scope():
+        op = KoopmanOperator(snapshots, setting, backend_for(source), source)
+        if check_finite and source.device is None:
+            refuse_non_finite(op._published.route, snapshots.shape[1:-1])
+        return op
+
+
+class Setting(NamedTuple):
+    """How an operator is asked for, checked."""
+
+    cutoff: Any
+    observables: Observables
+    stabilize: float | str | None  # a radius, or "project"
+    carry: bool
+    refine: bool = False
+    check_finite: bool = True
+
+    @classmethod
+    def of(cls, cutoff, observables, stabilize, out_of_span, **flags) -> Setting:
+        """From the arguments of `fit`.
+
+        Raises:
+            ValueError, TypeError: as `fit`.
+        """
+        rules.resolve(cutoff, 1, 1, np.float32)
+        carry = checks.choice("out_of_span", out_of_span, ("drop", "carry")) == "carry"
+        flags = {name: bool(flag) for name, flag in flags.items()}
+        observables, stabilize = resolve(observables), checks.stabilizer(stabilize)
+        if stabilize == "project" and (observables.momentum or observables.observed.delay > 1):
+            raise checks.InputError(
+                f'stabilize: "project" would hold {observables} back though nothing diverges; use "clip" or a radius'
+            )
+        return cls(cutoff, observables, stabilize, carry, **flags)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the published factors are all there is to it, save eigenvalues that are clipped."""
+        return self.observables.identity and self.stabilize != "project" and not self.carry
+
+    def fitted(self, backend, X) -> lifted.Lifted:
+        """Operators of the snapshots X (m+1, ..., n), as published."""
+        observed = self.observables.observed
+        rule = rules.resolve(self.cutoff, *observed.shape(X.shape[-1], len(X)), X.dtype)
+        if not self.plain:
+            return lifted.fit(backend, X, rule, observed, refine=self.refine, gains=self.stabilize == "project")
+        factors = backend.fit(X, rule, refine=self.refine)
+        return lifted.Lifted(factors, backend.xp.zeros(factors.start.shape), None, None, None)
+
+    def stabilized(self, backend, found: lifted.Lifted) -> tuple[lifted.Lifted, Any]:
+        """The operators that `stabilize` makes of them, and the condition number of the eigenvectors it used."""
+        condition = backend.xp.ones(len(found.factors.rank))
+        if self.stabilize == "project":
+            found = lifted.non_expansive(backend, found)
+        elif self.stabilize is not None:
+            factors, condition = backend.clip(found.factors, self.stabilize)
+            found = found._replace(factors=factors)
+        return found, condition
+
+
+def in_scope(method):
+    """The method, run on the stream that is the caller's when it is called, with the caller's memory."""
+
+    @traced.opaque
+    @functools.wraps(method)
+    def run(self, *arguments, **options):
+        with self._source.scope():
+            return method(self, *arguments, **options)
+
+    return run
+
+
+class KoopmanOperator:
+    """Koopman operators of a batch of blocks, from `fastkoop.fit`.
+
+    Per-block reports have the batch's shape and X's kind; those that cost something are computed when
+    they are first read.
+    """
+
+    @classmethod
+    def over(cls, X, setting: Setting, spread) -> KoopmanOperator:
+        """From time-major snapshots X (m+1, ..., n), unchecked; spread: what fits blocks of which X is a part."""
+        source = arrays.read(X)
+        with source.scope():
+            return cls(source.data, setting, backend_for(source), source, spread)
+
+    def __init__(self, snapshots, setting: Setting, backend, source: arrays.Array, spread=None):
+        self._X, self._setting, self.backend, self._xp, self._source = snapshots, setting, backend, backend.xp, source
+        self._spread = spread
+        observed, columns = setting.observables.observed, len(snapshots)
+        self._batch, self._n = snapshots.shape[1:-1], setting.observables.weights(snapshots.shape[-1])
+        rows, self._pairs = observed.delay * snapshots.shape[-1], columns - observed.delay
+        self._tall = spread is not None or observed.tall(snapshots.shape[-1], columns)
+        self._large = backend.plan(1, rows, self._pairs, snapshots.dtype).engine == "library"
+        if spread is None:
+            found = setting.fitted(backend, snapshots)
+        else:
+            found = lifted.moved(backend.xp, spread.fitted(backend.host(snapshots)))
+        self._published = found.factors
+        with np.errstate(over="ignore", invalid="ignore"):
+            found, self._eigenvector_condition = setting.stabilized(backend, found)
+        self._lifted = found._replace(gains=None)
+        constant = setting.carry or observed.affine
+        self._factors = self._augmented(setting.carry) if constant else found.factors
+        self._readout = self._reading(snapshots)
+
+    def _reading(self, snapshots) -> Readout:
+        """How weights are read out of these snapshots."""
+        read = None if snapshots is None else snapshots[..., : self._n]
+        if read is not None and self._tall:
+            read = read[self._setting.observables.observed.delay - self._setting.carry :]
+        return Readout(self.backend, read, self._tall, self._large)
+
+    def released(self) -> KoopmanOperator:
+        """The same without snapshots: its reports, but no predictions; see `on`."""
+        other = copy.copy(self)
+        other._X, other._readout = None, self._reading(None)
+        return other
+
+    def on(self, X) -> KoopmanOperator:
+        """The same with snapshots X (m+1, ..., n) to read weights out of, equal to those that it was fitted to."""
+        other = copy.copy(self)
+        other._source = arrays.read(X)
+        other._X, other._readout = other._source.data, self._reading(other._source.data)
+        return other
+
+    def _augmented(self, carry: bool):
+        """The factors with the constant, and, if it is to be carried, what they do not represent of the last state."""
+        return lifted.augmented(self.backend, self._lifted, self._pairs, self._setting.observables.observed, carry)
+
+    @functools.cached_property
+    def _linear(self):
+        """Factors of the operator itself, a constant that it observes included."""
+        affine = self._setting.observables.observed.affine
+        return self._augmented(False) if affine else self._lifted.factors
+
+    def _report(self, values):
+        return self._source.wrap(self._xp.ascontiguousarray(values).reshape(self._batch))
+
+    @in_scope
+    def check(self) -> None:
+        """Raise if a block was not finite; on a CPU `fit` has done so already unless check_finite=False."""
+        refuse_non_finite(self.backend.host(self._published.route), self._batch)
+
+    @in_scope
+    def predict(self, steps, *, check_finite=None):
+        """K^steps x_last.
+
+        Args:
+            steps: an integer >= 0, or a 1-D sequence of k of them, in any order.
+            check_finite: False takes states beyond the dtype as infinities, without a warning; None is what
+                `fit` was given.
+
+        Returns:
+            (..., n) for an integer, (..., n, k) for a sequence, of X's kind, dtype and device. Many states
+            lie in memory one after another (a view of (k, ..., n)).
+
+        Warns:
+            RuntimeWarning: as `fastkoop.predict`.
+        """
+        counts, single = checks.step_counts(steps)
+        states = self._states(counts)
+        check_finite = self._setting.check_finite if check_finite is None else check_finite
+        if check_finite and self._source.device is None and (counts.max(initial=0) > 1 or self._source.dtype):
+            warn_of_overflow(states, self._published.route, self._batch, self._source)
+        out = states.reshape(len(counts), *self._batch, self._n)
+        return self._source.wrap(out[0] if single else self._xp.moveaxis(out, 0, -1))
+
+    def _states(self, counts: np.ndarray):
+        """States (k, B, n) at the given numbers of steps."""
+        B = len(self._factors.rank)
+        later = np.unique(counts[counts > 0])
+        states = self._later(later)
+        if np.array_equal(later, counts):
+            out = states
+        else:
+            out = self.backend.aligned_empty((len(counts), B, self._n), self._X.dtype)
+            last = self._weights(-1)
+            for k, count in enumerate(counts):
+                out[k] = states[int(np.searchsorted(later, count))] if count else last
+        out[:, self._published.route == NON_FINITE] = np.nan
+        return out
+
+    def _weights(self, t: int):
+        """Snapshot t (B, n)."""
+        return self._X[t, ..., : self._n].reshape(math.prod(self._batch), self._n)
+
+    def _later(self, steps: np.ndarray):
+        """States (k, B, n) at ascending steps >= 1: of snapshots, or of each large block's few rows where that is less.
+
+        Snapshots cost k q n multiply-adds a block, rows (q + k) rank n; a block's own sizes decide.
+        """
+        B, n, q, k = len(self._factors.rank), self._n, self._factors.readout.shape[1], len(steps)
+        large = self._tall and self._xp is np and self._large
+        rows = k * (q - self._factors.rank) > q * self._factors.rank if large else np.zeros(B, np.bool_)
+        if not rows.any():
+            return self._readout.states(self.backend.evolve(self._factors, steps))
+        out = self.backend.aligned_empty((k, B, n), self._X.dtype)
+        for b, index in enumerate(np.ndindex(self._batch)):
+            snapshots, factors = self._readout.snapshots[(slice(None), *index, None)], self._one(b)
+            readout = self._readout._replace(snapshots=snapshots)
+            if rows[b]:
+                out[:, b] = States([(readout, factors)]).at(steps)[:, 0]
+            else:
+                out[:, b] = readout.states(self.backend.evolve(factors, steps))[:, 0]
+        return out
+
+    def _one(self, b: int):
+        """Factors of block b alone, in its own rank's coordinates."""
+        r = self._factors.rank[b]
+        own = {name: array[b : b + 1] for name, array in self._factors._asdict().items()}
+        for name, axes in COORDINATES.items():
+            cut = tuple(slice(r) if axis in axes else slice(None) for axis in range(own[name].ndim))
+            own[name] = np.ascontiguousarray(own[name][cut])
+        return self._factors._replace(**own)
+
+    @in_scope
+    def walk(self, *, check_finite=None) -> Walk:
+        """A walk along the predicted states, one after another, without looking ahead unless asked to.
+
+        Args:
+            check_finite: as `predict`.
+        """
+        check_finite = self._setting.check_finite if check_finite is None else check_finite
+        watched = self._published.route if check_finite and self._source.device is None else None
+        return Walk(States([self.parts]), self._batch, self._source, watched)
+
+    @property
+    def parts(self) -> tuple:
+        """What `States` is made of: how weights are read out, and the factors of the operators."""
+        return self._readout, self._factors
+
+    @functools.cached_property
+    def _spectrum(self) -> tuple:
+        return self.backend.modes(self._linear)
+
+    @property
+    @in_scope
+    def eigenvalues(self):
+        """Eigenvalues of K (after clipping, if any): (..., r) complex128, largest modulus first.
+
+        r is the largest rank in the batch, one more if a constant is observed, whose eigenvalue is 1 exactly; a
+        block's values past its own are zero, as are all further eigenvalues of its K.
+        """
+        values = self._known(self._spectrum[0].copy())
+        return self._source.wrap(values.reshape(*self._batch, values.shape[1]))
+
+    @property
+    @in_scope
+    def modes(self):
+        """Exact modes Phi, eigenvectors of K in the order of `eigenvalues`: (..., rows, r) complex128.
+
+        Rows are what `matrix` acts on. Scaled as Phi = Fp V S^-1 p / lambda with unit p (Tu et al. 2014, definition 1).
+        """
+        vectors = self._spectrum[1].swapaxes(1, 2)
+        real, imaginary = (self._states_of(part) for part in (vectors.real, vectors.imag))
+        return self._source.wrap((real + 1j * imaginary).reshape(*self._batch, *real.shape[1:]))
+
+    def _states_of(self, y):
+        """Observables (B, rows, k) float64 a step after those with coordinates y (B, k, r)."""
+        y = self._xp.ascontiguousarray(y)
+        rows = self._observables_of(self._linear.readout, y, after=True)
+        if self._setting.observables.observed.affine:
+            rows = self._xp.concatenate([rows, y[:, :, :1].swapaxes(1, 2)], axis=1)
+        return rows
+
+    def _observables_of(self, readout, y, after: bool):
+        """(B, delay n, k) float64 from coordinates y: Fp (if `after`, else F) readout y, or of wide ones readout y."""
+        rows = self._combine(readout.transpose(2, 0, 1), y)
+        if not self._tall:
+            return rows
+        coefficients = self._xp.ascontiguousarray(rows.swapaxes(1, 2))
+        delay = self._setting.observables.observed.delay
+        first = [delay - 1 - k + after for k in range(delay)]
+        return self._xp.concatenate(
+            [self._combine(self._X[at : at + self._pairs], coefficients) for at in first], axis=1
+        )
+
+    def _combine(self, snapshots, coefficients):
+        """(B, n, k) float64 sums over snapshots, with bits that do not depend on a small block's neighbours."""
+        rows = self.backend.combine(snapshots.astype(np.float64, order="C"), coefficients, products=self._large)
+        return rows.transpose(1, 2, 0)
+
+    def _mean(self, after: bool):
+        """Means over the columns of Fp (if `after`) or of F: (B, delay n) float64."""
+        delay, shape = self._setting.observables.observed.delay, (math.prod(self._batch), self._X.shape[-1])
+        first = (delay - 1 - k + after for k in range(delay))
+        shares = self._xp.full((shape[0], 1, self._pairs), 1.0 / self._pairs)
+        parts = (self._combine(self._X[at : at + self._pairs], shares) for at in first)
+        return self._xp.concatenate([part.reshape(shape) for part in parts], axis=1)
+
+    @in_scope
+    def matrix(self):
+        """K itself, (..., rows, rows) in X's dtype, formed only on request; a RuntimeWarning if it does not fit that.
+
+        Its rows are the weights, n of them; with `Momentum` weights, then velocities; with `Delay` those of all d
+        iterates, the newest first; with `Affine` a 1 comes last, K = [[A, b], [0, 1]].
+        """
+        xp, own = self._xp, self._lifted.factors
+        identity = xp.broadcast_to(xp.eye(own.operator.shape[1]), own.operator.shape)
+        left = self._observables_of(own.readout, identity, after=True)
+        right = self._observables_of(own.basis, identity, after=False)
+        K = left @ right.swapaxes(1, 2)
+        if self._setting.observables.observed.affine:
+            A, rows = K, K.shape[1]
+            K = xp.zeros((len(A), rows + 1, rows + 1))
+            K[:, :rows, :rows], K[:, rows, rows] = A, 1.0
+            K[:, :rows, rows] = self._mean(after=True) - xp.einsum("bij,bj->bi", A, self._mean(after=False))
+        with np.errstate(over="ignore"):
+            K = self._known(K.astype(self._X.dtype))
+        if self._setting.check_finite and self._source.device is None:
+            numbers = K.reshape(len(K), K.shape[1] ** 2)
+            warn_of_overflow(numbers, self._published.route, self._batch, self._source, checks.matrix_overflow)
+        return self._source.wrap(K.reshape(*self._batch, *K.shape[1:]))
+
+    @property
+    def rank(self):
+        """Singular values of F that count, per block: int64."""
+        return self._report(self._published.rank)
+
+    @property
+    def threshold(self):
+        """What a singular value must exceed to count, per block: float64, in the units of F."""
+        return self._report(self._published.threshold)
+
+    @property
+    def condition(self):
+        """Largest over smallest singular value that counts, per block: float64; NaN at rank 0."""
+        return self._report(self._conditions())
+
+    @in_scope
+    def _conditions(self):
+        with np.errstate(invalid="ignore"):
+            return self._published.largest / self._published.smallest
+
+    @property
+    def edge(self):
+        """Whether a singular value lies so near the threshold that rank +- 1 is as right: bool per block."""
+        return self._report(self._published.edge)
+
+    @property
+    def route(self) -> np.ndarray:
+        """How each block was fitted, in words, a NumPy array.
+
+        "eigen": by the eigenvectors of its Gram matrix; "svd": by its own singular vectors, where that matrix cannot
+        resolve the cutoff; "zero": all zero, rank 0; "non-finite".
+
+        >>> X = np.zeros((3, 2, 4))
+        >>> X[1:] = [[1.0, 0.5, 0.25, 0.125], [3.0, 2.0, 1.0, 0.5]]
+        >>> X[2, 1] = 3.0000001 * X[2, 0]
+        >>> fit(X).route.tolist()
+        ['zero', 'eigen', 'svd']
+        """
+        return np.array(ROUTES)[self._host(self._published.route)].reshape(self._batch)
+
+    @in_scope
+    def _host(self, values) -> np.ndarray:
+        """Values of all blocks in host memory."""
+        return self.backend.host(values)
+
+    @property
+    def spectral_radius(self):
+        """Largest modulus of an eigenvalue of K (after clipping, if any), per block: float64; 0 at rank 0.
+
+        A constant's own eigenvalue, 1, is not counted.
+        """
+        return self._report(self._radii)
+
+    @functools.cached_property
+    @in_scope
+    def _radii(self):
+        values = self._xp.abs(self.backend.eigenvalues(self._lifted.factors))
+        return self._known(values.max(axis=1) if values.shape[1] else self._xp.zeros(len(values)))
+
+    def _known(self, values):
+        """The same, NaN in blocks that were not finite."""
+        values[self._published.route == NON_FINITE] = np.nan
+        return values
+
+    @property
+    def eigenvector_condition(self):
+        """Condition number of the eigenvectors that clipping went through, per block; 1 where nothing was."""
+        return self._report(self._eigenvector_condition)
+
+    @property
+    def residual(self):
+        """How K misses its own last step, on data it was fitted to: ||K x_(m-1) - x_m|| / ||x_m - x_(m-1)||.
+
+        float64 per block; about 0 for a tall block of full rank, which can explain anything; 1 is as
+        wrong as predicting no change. NaN for a block whose last step is zero and met exactly.
+        """
+        return self._report(self._residuals)
+
+    @functools.cached_property
+    @in_scope
+    @np.errstate(over="ignore", invalid="ignore")
+    def _residuals(self):
+        xp, own, observed, rows = self._xp, self._lifted.factors, self._setting.observables.observed, self._X.shape[-1]
+        carry = self._setting.carry
+        last, before = self._weights(-1), self._weights(-2)
+        if self._tall:
+            # the state before is F e, so U^T F e = S V^T e; rows of the basis (V S^-1)^T have norm 1/s
+            basis = xp.ascontiguousarray(own.basis.transpose(0, 2, 1))
+            size = xp.abs(basis).max(axis=2)
+            size[size == 0.0] = 1.0  # past a block's rank
+            norm = xp.linalg.norm(basis / size[..., None], axis=2)
+            y = basis[..., -1] / size / xp.where(norm == 0.0, 1.0, norm) ** 2 / size
+            coefficients = self._sums(own.readout.transpose(2, 0, 1), y)
+            if carry or observed.affine:
+                at = self._pairs - 1
+                constant = lifted.constants(self.backend, self._lifted, self._pairs, observed, carry, y, at)
+                constant[:, int(carry) :] += coefficients
+                coefficients = constant
+            coefficients[:, -1] -= 1.0  # x_m is the last row: the miss itself is combined, not its two large terms
+            miss = self._sums(self._readout.snapshots, coefficients)
+        else:
+            state = xp.concatenate([self._X[-2 - k].reshape(-1, rows) for k in range(observed.delay)], axis=1)
+            if observed.affine:
+                state = state - self._mean(after=False)
+            y = self._sums(own.basis.transpose(1, 0, 2), state.astype(np.float64))
+            miss = self._sums(own.readout.transpose(2, 0, 1), y)[:, : self._n] - last
+            if observed.affine:
+                miss += self._lifted.mean[:, : self._n]
+            if carry:
+                miss += (state - xp.einsum("bnr,br->bn", own.basis, y))[:, : self._n]
+        return self._known(_relative(xp, miss, before, last, self._spread))
+
+    def _sums(self, rows, coefficients):
+        """Sums over rows (q, ..., k) with coefficients (B, q): (B, k), with bits of the block's own."""
+        return self.backend.combine(rows, coefficients[:, None])[0]
+
+    @property
+    def holdout(self):
+        """How an operator fitted without the last pair misses it: ||K' x_(m-1) - x_m|| / ||x_m - x_(m-1)||.
+
+        float64 per block: the trust signal, since that pair is new to it; 1 is as wrong as predicting no
+        change. NaN with a single pair, and for a block whose last step is zero and met exactly.
+        """
+        return self._report(self._holdouts)
+
+    @functools.cached_property
+    @in_scope
+    def _holdouts(self):
+        if self._pairs - 1 < 1 + self._setting.observables.observed.affine:
+            return self._xp.full(len(self._factors.rank), np.nan)
+        setting = self._setting._replace(refine=False)
+        earlier = KoopmanOperator(self._X[:-1], setting, self.backend, self._source, self._spread)
+        state = earlier._states(np.array([1]))[0]
+        last, before = self._weights(-1), self._weights(-2)
+        with np.errstate(over="ignore", invalid="ignore"):
+            miss = state.astype(np.float64) - last
+        return _relative(self._xp, miss, before, last, self._spread)
+
+    def summary(self) -> str:
+        """The per-block reports as a table, a line per block."""
+        found = self._published
+        reports = found.rank, found.threshold, self._conditions(), self._radii, self._residuals, self._holdouts
+        columns, edges, routes = [self._host(report) for report in reports], self._host(found.edge), self.route.ravel()
+        heads = ("threshold", "condition", "radius", "residual", "hold-out")
+        lines = ["block         route       rank  " + "  ".join(f"{head:>9}" for head in heads) + "  edge"]
+        for b, index in enumerate(np.ndindex(self._batch)):
+            rank, *values = (column[b] for column in columns)
+            numbers = "  ".join(f"{value:9.3g}" for value in values)
+            edge = "yes" if edges[b] else ""
+            lines.append(f"{index!s:12}  {routes[b]:10}  {rank:4d}  {numbers}  {edge}".rstrip())
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        rank, edge = self._host(self._published.rank), self._host(self._published.edge)
+        B = len(rank)
+        blocks = f"{B} block{'s' * (B != 1)} of {self._n} weights, {self._pairs} pairs"
+        observed = "" if str(self._setting.observables) == "identity" else f"{self._setting.observables}; "
+        span = f"{rank.min()}..{rank.max()}" if B else "-"
+        routes = ", ".join(np.unique(self.route)) if B else "-"
+        return (
+            f"KoopmanOperator({blocks}; {observed}rank {span} by {rules.describe(self._setting.cutoff)}; "
+            f"route {routes}; {int(edge.sum())} on the edge)"
+        )
+
+
+def _relative(xp, miss, x, target, spread):
+    """||miss|| / ||target - x|| per block, in float64; NaN where nothing moved and nothing was missed but rounding."""
+    eps = np.finfo(target.dtype).eps
+    miss, x, target = (array.astype(np.float64) for array in (miss, x, target))
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        if spread is None:
+            scale = xp.maximum(xp.abs(target), xp.abs(x)).max(axis=1, keepdims=True)
+            scale[scale == 0.0] = 1.0
+            miss, moved, size = (xp.linalg.norm(part / scale, axis=1) for part in (miss, target - x, target))
+        else:
+            own = (part[:, : spread.owned] ** 2 for part in (miss, target - x, target))
+            squares = xp.stack([part.sum(axis=1) for part in own])
+            miss, moved, size = xp.sqrt(xp.asarray(spread.sum(squares)))
+        miss[(moved == 0.0) & (miss <= 8 * eps * size)] = 0.0
+        return miss / moved
+
+
+class Walk:
+    """The states K x_last, K^2 x_last, ... one at a time: r^2 + n r multiply-adds each.
+
+    Holds its own copy of all it needs (r rows of n numbers a block), so that X may be overwritten.
+    """
+
+    def __init__(self, states: States, batch: tuple[int, ...], source: arrays.Array, watched=None):
+        """watched: the routes of blocks whose overflow is reported."""
+        self._states, self._batch, self._source, self._watched = states, batch, source, watched
+
+    @property
+    def steps(self) -> int:
+        """Steps from the last snapshot to the state that was returned last."""
+        return self._states.steps
+
+    def restart(self) -> None:
+        """Back to the last snapshot."""
+        self._states.restart()
+
+    @property
+    def coordinates(self) -> np.ndarray | None:
+        """Coordinates (B, r) of the state that was returned last, in host memory; None at the last snapshot."""
+        y = self._states.coordinates
+        return None if y is None else self._states.backend.host(y)
+
+    @in_scope
+    def resume(self, steps: int, coordinates: np.ndarray | None) -> None:
+        """Go on from the state `steps` past the last snapshot, whose coordinates these are."""
+        self._states.resume(steps, coordinates)
+
+    @in_scope
+    def step(self, count: int = 1, ahead: int = 1):
+        """The state `count` >= 1 steps further on: (..., n), of X's kind and dtype.
+
+        Args:
+            count: steps to move on.
+            ahead: states to make in one pass, this one and the `ahead` - 1 after it, where looking ahead is
+                allowed: the same bits for less time, and `ahead` states of memory.
+
+        Warns:
+            RuntimeWarning: as `fastkoop.predict`, at the first step too.
+        """
+        count, ahead = checks.integer("count", count, least=1), checks.integer("ahead", ahead, least=1)
+        state = self._states.step(count, ahead)
+        ceiling = min(self._source.ceiling, float(np.finfo(state.dtype).max))
+        if self._watched is not None and not self._states.bound() < ceiling:
+            warn_of_overflow(state, self._watched, self._batch, self._source)
+        return self._source.wrap(state.reshape(*self._batch, state.shape[-1]))

@@ -1,0 +1,1 @@
+"""What this machine reaches: ceilings, throughput, the roofline."""

@@ -1,0 +1,459 @@
+"""The contract's functions on a CPU: Numba kernels for small blocks, BLAS and LAPACK for large ones."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from ..cutoffs import KINDS
+from ..plan import KERNEL_ORDER, NON_FINITE, SVD, UNRESOLVED, ZERO, Plan, plan, resolution
+from . import algebra, fused, library, svd
+from . import gram as blocks
+from .layout import Blocks, aligned_empty, blocks_of
+from .pool import each_block, over_blocks
+
+xp = np  # the array module of this backend
+DIGITS = {np.dtype(np.float32): 24, np.dtype(np.float64): 53}
+COORDINATES = {"basis": (2,), "readout": (2,), "operator": (1, 2), "start": (1,)}  # axes of Factors that run over them
+
+# Blocks up to this order go through LAPACK several at a time with a BLAS thread each, larger ones one at a time.
+ALONE_ORDER = 1024
+# This many states from this many rows a block are a matrix product for BLAS.
+LIBRARY_STATES, LIBRARY_ROWS = 8, 64
+
+
+class Factors(NamedTuple):
+    """K of B blocks in r = max(rank) coordinates y = U^T w, with q = m (tall) or n (wide).
+
+    K = (Fp readout)(F basis)^T of a tall block and readout basis^T of a wide one; `operator` is U^T K U.
+    Columns past a block's own rank are zero.
+    """
+
+    basis: np.ndarray  # (B, q, r) float64: U = F basis (tall) or basis (wide), orthonormal columns
+    readout: np.ndarray  # (B, q, r) float64: y -> coefficients of Fp (tall) or weights (wide)
+    operator: np.ndarray  # (B, r, r) float64
+    start: np.ndarray  # (B, r) float64: U^T x_last
+    rank: np.ndarray  # (B,) int64
+    threshold: np.ndarray  # (B,) float64, in the units of the singular values of F
+    largest: np.ndarray  # (B,) float64 singular value; 0 where rank is 0
+    smallest: np.ndarray  # (B,) float64 singular value that counts; 0 where rank is 0
+    edge: np.ndarray  # (B,) bool: a singular value lies so near the threshold that rank +- 1 is as right
+    route: np.ndarray  # (B,) int8 index into plan.ROUTES
+
+
+def host(array: np.ndarray) -> np.ndarray:
+    """The array in host memory, where it is."""
+    return np.asarray(array)
+
+
+def rows_of(array: np.ndarray) -> Blocks:
+    """Rows (q, ..., n) as `combine` takes them at least cost."""
+    return blocks_of(array)
+
+
+def _rule(cutoff, dtype) -> tuple[int, float, int]:
+    """The cutoff as numbers: kind, value, significand bits of the data."""
+    kind, value = cutoff
+    return KINDS[kind], float(value), DIGITS[np.dtype(dtype)]
+
+
+def quiet(function):
+    """No NumPy warning leaves the library routes: a diverged state or inverse may not fit its dtype."""
+
+    @functools.wraps(function)
+    def quietly(*arguments, **options):
+        with np.errstate(over="ignore", invalid="ignore"):
+            return function(*arguments, **options)
+
+    return quietly
+
+
+def _each(function, blocks: int, order: int) -> list:
+    """function(b) of every block in BLAS and LAPACK; how many threads a block gets is decided by its order alone."""
+    return each_block(quiet(function), blocks, alone=order <= ALONE_ORDER)
+
+
+def _shape(X: np.ndarray, steps: int = 1) -> tuple[Blocks, int, int, Plan]:
+    source = blocks_of(X)
+    n, m = source.n, source.columns - 1
+    return source, n, m, plan(len(source.offsets), n, m, source.dtype, steps)
+
+
+@quiet
+def gram(X: np.ndarray, side: str | None = None) -> np.ndarray:
+    """Gram matrices of the snapshots X (m+1, ..., n): all that `solve` needs to know of them.
+
+    Tall blocks (n > m): X^T X, (B, m+1, m+1), a sum over weights; shards of a block's weights add up.
+    Wide blocks (n <= m): [F F^T; Fp F^T; x_last^T], (B, 2n+1, n); all but the last row are sums over time.
+
+    Args:
+        X: float32 or float64, any strides; the batch in the middle is flattened to B.
+        side: "snapshots" or "weights" to say which; a shard of a tall block may have n <= m weights itself.
+
+    Returns:
+        float64, accumulated in float64. Not finite where the data is not.
+
+    NumPy: ``np.einsum("sbi,tbi->bst", X, X)`` for tall blocks.
+    """
+    source, n, m, how = _shape(X)
+    if side not in (None, "snapshots", "weights"):
+        raise ValueError(f'side: expected "snapshots", "weights" or None, got {side!r}')
+    wide = (side or how.side) == "weights"
+    small = (n if wide else m) <= KERNEL_ORDER
+    out = np.empty((len(source.offsets), 2 * n + 1, n) if wide else (len(source.offsets), m + 1, m + 1))
+    if small:
+        over_blocks(blocks.gram_range, len(out), how.flops // 2, *source[:5], source.columns, wide, out)
+    else:
+        make = library.gram_weights if wide else library.gram_snapshots
+        for b, S in enumerate(_each(lambda b: make(source.block(b)), len(out), n if wide else m)):
+            out[b] = S
+    return out
+
+
+def solve(gram: np.ndarray, n: int, m: int, cutoff: tuple[str, float], dtype) -> Factors:
+    """Reduced operators from the Gram matrices of blocks of n weights and m snapshot pairs.
+
+    U^T K U with U the left singular vectors of F that count (the projected operator of dynamic mode
+    decomposition: Schmid 2010; Tu et al. 2014, equation 8), by the eigenpairs of F^T F or F F^T.
+
+    Args:
+        gram: (B, m+1, m+1) if n > m, else (B, 2n+1, n), float64; see `gram`.
+        n, m: the whole block's true sizes, also where the Gram matrix was summed over shards.
+        cutoff: pair (kind, value), see cutoffs.py.
+        dtype: of the data, which decides how much of it a Gram matrix resolves.
+
+    Returns:
+        Factors. Where float64 products cannot resolve the cutoff, route is "unresolved" and edge is set:
+        the rank is then what the Gram matrix says, and only the data itself can tell better.
+    """
+    expected = (m + 1, m + 1) if n > m else (2 * n + 1, n)
+    if gram.ndim != 3 or gram.shape[1:] != expected:
+        raise ValueError(f"gram: expected (B, {expected[0]}, {expected[1]}) for n={n}, m={m}, got {gram.shape}")
+    factors = _solve(gram, n, m, cutoff, dtype)
+    unresolved = factors.route == SVD
+    factors.route[unresolved], factors.edge[unresolved] = UNRESOLVED, True
+    return factors
+
+
+def _solve(gram: np.ndarray, n: int, m: int, cutoff, dtype) -> Factors:
+    """`solve`, with route SVD where the Gram matrix does not suffice."""
+    order, wide = min(n, m), n <= m
+    kind, value, digits = _rule(cutoff, dtype)
+    bounds = resolution(n, m, dtype)
+    B = len(gram)
+    if plan(B, n, m, dtype).engine == "library":
+        parts = _each(lambda b: library.reduce_gram(gram[b], wide, cutoff, digits, bounds), B, order)
+        return assemble(parts, order)
+    arrays = _allocate(B, order, wide)
+    over_blocks(
+        algebra.solve_range, B, 8 * B * order**3, np.ascontiguousarray(gram), order, wide, kind, value, digits,
+        tuple(bounds), *arrays,
+    )  # fmt: skip
+    return _factors(arrays)
+
+
+def _allocate(B: int, order: int, wide: bool) -> tuple[np.ndarray, ...]:
+    """What kernels fill: basis, readout, operator, start, rank, reports (threshold, largest, smallest), edge, route."""
+    basis, operator, start = np.zeros((B, order, order)), np.zeros((B, order, order)), np.zeros((B, order))
+    readout = np.zeros((B, order, order)) if wide else basis
+    reports, rank, edge, route = np.zeros((B, 3)), np.zeros(B, np.int64), np.zeros(B, np.bool_), np.zeros(B, np.int8)
+    return basis, readout, operator, start, rank, reports, edge, route
+
+
+def _factors(arrays: tuple[np.ndarray, ...]) -> Factors:
+    basis, readout, operator, start, rank, reports, edge, route = arrays
+    return _trim(Factors(basis, readout, operator, start, rank, *reports.T.copy(), edge, route))
+
+
+def _trim(factors: Factors) -> Factors:
+    """Coordinates past the largest rank of the batch, dropped."""
+    r = int(factors.rank.max(initial=0))
+    if r == factors.operator.shape[1]:
+        return factors
+    basis = np.ascontiguousarray(factors.basis[:, :, :r])
+    readout = basis if factors.readout is factors.basis else np.ascontiguousarray(factors.readout[:, :, :r])
+    operator = np.ascontiguousarray(factors.operator[:, :r, :r])
+    return factors._replace(
+        basis=basis, readout=readout, operator=operator, start=np.ascontiguousarray(factors.start[:, :r])
+    )
+
+
+def assemble(parts: list[library.Reduced], order: int, xp=np) -> Factors:
+    """One Factors of a backend's arrays from blocks that were reduced one at a time."""
+    B, r = len(parts), max((part.rank for part in parts), default=0)
+    shared = all(part.readout is part.basis for part in parts)
+    basis, operator, start = xp.zeros((B, order, r)), xp.zeros((B, r, r)), xp.zeros((B, r))
+    readout = basis if shared else xp.zeros((B, order, r))
+    for b, part in enumerate(parts):
+        k = part.rank
+        if not k:
+            continue
+        basis[b, :, :k], readout[b, :, :k] = part.basis, part.readout
+        operator[b, :k, :k], start[b, :k] = part.operator, part.start
+    columns = list(zip(*[part[4:] for part in parts], strict=True)) or [()] * 6
+    dtypes = (np.int64, np.float64, np.float64, np.float64, np.bool_, np.int8)
+    reports = (xp.asarray(np.array(column, dtype)) for column, dtype in zip(columns, dtypes, strict=True))
+    return Factors(basis, readout, operator, start, *reports)
+
+
+def _by_lapack(source: Blocks, cutoff: tuple[str, float]) -> Factors:
+    """Reduced operators from LAPACK's SVD of every block."""
+    n, m = source.n, source.columns - 1
+    bounds, digits, order = resolution(n, m, source.dtype), DIGITS[source.dtype], min(n, m)
+
+    def reduce(b: int) -> library.Reduced:
+        return library.reduce_svd(source.block(b), cutoff, digits, bounds)
+
+    return assemble(_each(reduce, len(source.offsets), order), order)
+
+
+def _exactly(source: Blocks, cutoff: tuple[str, float]) -> Factors:
+    """Reduced operators from the SVD of every block itself."""
+    n, m, B = source.n, source.columns - 1, len(source.offsets)
+    order = min(n, m)
+    if order > KERNEL_ORDER:
+        return _by_lapack(source, cutoff)
+    kind, value, digits = _rule(cutoff, source.dtype)
+    arrays = _allocate(B, order, n <= m)
+    over_blocks(
+        svd.svd_range, B, B * (4 * n * m * order + 16 * order**3), *source[:5], m, kind, value, digits,
+        tuple(resolution(n, m, source.dtype)), *arrays,
+    )  # fmt: skip
+    factors = _factors(arrays)
+    failed = np.flatnonzero(factors.route == UNRESOLVED)
+    return merge(factors, failed, _by_lapack(source.only(failed), cutoff)) if len(failed) else factors
+
+
+def merge(factors: Factors, chosen: np.ndarray, exact: Factors) -> Factors:
+    """Factors with those of the chosen blocks put in their place."""
+    r = max(factors.operator.shape[1], exact.operator.shape[1])
+    merged = {}
+    for name in Factors._fields:
+        old, new = getattr(factors, name), getattr(exact, name)
+        if name == "readout" and factors.readout is factors.basis and exact.readout is exact.basis:
+            merged[name] = merged["basis"]
+            continue
+        merged[name] = _widened(old, COORDINATES.get(name, ()), r)
+        merged[name][chosen] = _widened(new, COORDINATES.get(name, ()), r)
+    return _trim(Factors(**merged))
+
+
+def _widened(array: np.ndarray, axes: tuple[int, ...], r: int) -> np.ndarray:
+    """A copy with zeros appended along some axes, up to r."""
+    return np.pad(array, [(0, r - size if axis in axes else 0) for axis, size in enumerate(array.shape)])
+
+
+@quiet
+def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False) -> Factors:
+    """Reduced operators of the snapshots X (m+1, ..., n), each on the route that resolves the cutoff.
+
+    The Gram route where float64 products suffice, the SVD of the block itself where they do not;
+    refine=True takes the SVD everywhere. route "non-finite" marks blocks with NaN or infinity.
+    """
+    source, n, m, how = _shape(X)
+    digits, bounds, wide = DIGITS[source.dtype], resolution(n, m, source.dtype), n <= m
+    B = len(source.offsets)
+    if refine:
+        return _exactly(source, cutoff)
+    if how.engine == "kernel":
+        factors = _solve(gram(X), n, m, cutoff, source.dtype)
+    else:
+        parts = _each(lambda b: library.reduce_block(source.block(b), wide, cutoff, digits, bounds), B, how.order)
+        factors = assemble(parts, how.order)
+    suspects = np.flatnonzero(factors.route == SVD)
+    if source.dtype == np.float64:  # squares of float64 data may overflow, or vanish
+        suspects = np.flatnonzero(np.isin(factors.route, (SVD, ZERO, NON_FINITE)))
+    return merge(factors, suspects, _exactly(source.only(suspects), cutoff)) if len(suspects) else factors
+
+
+def evolve(factors: Factors, steps: np.ndarray) -> np.ndarray:
+    """Coefficients of K^steps x_last: (B, len(steps), q), float64, for ascending counts steps >= 1.
+
+    readout operator^(steps - 1) start, one small product a step, or repeated squaring over long gaps.
+    """
+    B, q, r = factors.readout.shape
+    steps = np.ascontiguousarray(steps, np.int64)
+    if len(steps) and (steps[0] < 1 or (np.diff(steps) < 0).any()):
+        raise ValueError(f"steps: expected ascending counts >= 1, got {steps}")
+    out = np.empty((B, len(steps), q))
+    work = out.size * r + B * r * r * int(steps[-1] if len(steps) else 0)
+    over_blocks(
+        algebra.evolve_range, B, work, factors.readout, factors.operator, factors.start, factors.rank,
+        steps, out,
+    )  # fmt: skip
+    return out
+
+
+def advance(factors: Factors, start: np.ndarray, steps: int) -> np.ndarray:
+    """Coordinates `steps` further on: operator^steps start, (B, r), a new array."""
+    y = np.array(start, np.float64, order="C")
+    over_blocks(algebra.advance_range, len(y), y.size * y.shape[1] * steps, factors.operator, factors.rank, steps, y)
+    return y
+
+
+@quiet
+def combine(rows: np.ndarray | Blocks, coefficients: np.ndarray, *, products: bool = True) -> np.ndarray:
+    """Sums over rows (q, ..., n), or their `Blocks`, with coefficients (B, k, q): (k, B, n) in rows' dtype, aligned.
+
+    Products and sums are float64; products=False never makes them a matrix product of BLAS, so that the bits do
+    not depend on how many there are. NumPy: ``np.einsum("bkq,qbn->kbn", coefficients, rows)``.
+    """
+    source = rows if isinstance(rows, Blocks) else blocks_of(rows)
+    B, states, q = coefficients.shape
+    if B != len(source.offsets) or q > source.columns:
+        raise ValueError(
+            f"coefficients: expected (B, k, q) with B = {len(source.offsets)} and q <= {source.columns} rows, "
+            f"got {coefficients.shape}"
+        )
+    out = aligned_empty((states, B, source.n), source.dtype)
+    if products and states >= LIBRARY_STATES and q >= LIBRARY_ROWS:
+        _combine_large(source, coefficients, out)
+    else:
+        over_blocks(blocks.combine_range, B, out.size * q, *source[:5], q, np.ascontiguousarray(coefficients), out)
+    return out
+
+
+def _combine_large(source: Blocks, coefficients: np.ndarray, out: np.ndarray) -> None:
+    """`combine` by BLAS where a block has the states and rows for it, zeros at the ends not counted.
+
+    Those are other blocks' ranks; products with them would be the same sums, but perhaps in another order.
+    """
+    for b, block in enumerate(coefficients):
+        states, rows = (int(used.nonzero()[0].max(initial=-1)) + 1 for used in (block.any(axis=1), block.any(axis=0)))
+        own = np.ascontiguousarray(block[:states, :rows])
+        out[states:, b] = 0.0
+        if states >= LIBRARY_STATES and rows >= LIBRARY_ROWS:
+            library.combine(source.block(b)[:rows], own, out[:states, b])
+        else:
+            alone = source.only(np.array([b]))
+            part = np.empty((states, 1, source.n), source.dtype)
+            over_blocks(blocks.combine_range, 1, part.size * rows, *alone[:5], rows, own[None], part)
+            out[:states, b] = part[:, 0]
+
+
+@quiet
+def reconstruct(
+    X: np.ndarray | Blocks, coefficients: np.ndarray, *, side: str | None = None, products: bool = True
+) -> np.ndarray:
+    """States from coefficients (B, k, q): (k, B, n) in the dtype of the snapshots X, or their `Blocks`, aligned.
+
+    Tall blocks: Fp times the coefficients, see `combine`. Wide blocks: the coefficients' first n are the states.
+    side: "snapshots" or "weights" to say which, where the coefficients are of more than X.
+    """
+    source = X if isinstance(X, Blocks) else blocks_of(X)
+    n, m = source.n, source.columns - 1
+    if (side or ("snapshots" if n > m else "weights")) == "snapshots":
+        after = source._replace(offsets=source.offsets + source.time_stride, columns=m)
+        return combine(after, coefficients, products=products)
+    out = aligned_empty((coefficients.shape[1], coefficients.shape[0], n), source.dtype)
+    out[:] = coefficients[..., :n].transpose(1, 0, 2)
+    return out
+
+
+@quiet
+def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """K^steps x_last of every block, and the route each block took.
+
+    Args:
+        X: (m+1, ..., n) float32 or float64, any strides.
+        steps: >= 0; 0 is the last snapshot itself.
+        cutoff: pair (kind, value), see cutoffs.py.
+
+    Returns:
+        (B, n) in X's dtype, 64-byte aligned, and (B,) int8 indices into plan.ROUTES. A block with NaN or
+        infinity is NaN, route "non-finite"; its neighbours are untouched.
+    """
+    source, n, m, how = _shape(X, steps)
+    B = len(source.offsets)
+    out, route = aligned_empty((B, n), source.dtype), np.zeros(B, np.int8)
+    if steps == 0:
+        finite = np.ones(B, np.bool_)
+        over_blocks(blocks.finite_range, B, X.size, *source[:5], source.columns, finite)
+        out[:] = X[-1].reshape(B, n)
+        out[~finite] = np.nan
+        return out, np.where(finite, route, NON_FINITE).astype(np.int8)
+    kind, value, digits = _rule(cutoff, source.dtype)
+    bounds = resolution(n, m, source.dtype)
+    if how.engine == "library" and steps > 1:
+        return _follow(source, fit(X, cutoff), steps)
+    if how.engine == "library":
+
+        def step(b: int) -> int:
+            return library.step_block(source.block(b), n <= m, cutoff, digits, bounds, out[b])
+
+        route[:] = _each(step, B, how.order)
+    elif n == 1 and algebra.keeps_rank_one(kind, value):
+        beside = bool((np.diff(source.offsets) == 1).all())
+        over_blocks(
+            fused.predict_scalars, B, 2 * B * m, source.flat, source.offsets, source.time_stride, beside, m, steps,
+            out, route,
+        )  # fmt: skip
+    else:
+        kernel = fused.predict_wide if how.side == "weights" else fused.predict_tall
+        over_blocks(kernel, B, how.flops // 2, *source[:5], m, steps, kind, value, digits, tuple(bounds), out, route)
+    suspects = np.flatnonzero(route == SVD)
+    if how.engine == "library" and source.dtype == np.float64:  # squares of float64 data may overflow, or vanish
+        suspects = np.flatnonzero(np.isin(route, (SVD, ZERO, NON_FINITE)))
+    if len(suspects):
+        states, routes = _predict_exactly(source.only(suspects), steps, cutoff)
+        out[suspects], route[suspects] = states, routes
+    return out, route
+
+
+def _predict_exactly(source: Blocks, steps: int, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """`predict` for steps >= 1 from the triangle or the SVD of every block itself."""
+    n, m, B = source.n, source.columns - 1, len(source.offsets)
+    kind, value, digits = _rule(cutoff, source.dtype)
+    order, states, routes = min(n, m), np.empty((B, n), source.dtype), np.full(B, UNRESOLVED, np.int8)
+    if order <= KERNEL_ORDER:
+        over_blocks(
+            svd.predict_exact, B, B * (4 * n * m * order + 16 * order**3), *source[:5], m, steps, kind, value, digits,
+            tuple(resolution(n, m, source.dtype)), states, routes,
+        )  # fmt: skip
+    rest = np.flatnonzero(routes == UNRESOLVED)
+    if len(rest):
+        left = source.only(rest)
+        states[rest], routes[rest] = _follow(left, _by_lapack(left, cutoff), steps)
+    return states, routes
+
+
+def _follow(source: Blocks, factors: Factors, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """`predict` for steps >= 1 by the blocks' reduced operators."""
+    states = reconstruct(source, evolve(factors, np.array([steps])))[0]
+    states[factors.route == NON_FINITE] = np.nan
+    return states, factors.route
+
+
+@quiet
+def pinv(F: np.ndarray, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The pseudo-inverse of every block, and the route each block took.
+
+    Args:
+        F: (m, ..., n): columns of the blocks, any strides, float32 or float64.
+        cutoff: pair (kind, value), see cutoffs.py.
+
+    Returns:
+        (B, m, n) in F's dtype, 64-byte aligned, and (B,) int8 indices into plan.ROUTES.
+    """
+    source = blocks_of(F)
+    B, n, m = len(source.offsets), source.n, source.columns
+    kind, value, digits = _rule(cutoff, source.dtype)
+    bounds, wide = resolution(n, m, source.dtype), n <= m
+    out, route = aligned_empty((B, m, n), source.dtype), np.zeros(B, np.int8)
+    if plan(B, n, m, source.dtype).engine == "kernel":
+        over_blocks(
+            fused.pinv_range, B, out.size * min(n, m), *source[:5], m, wide, kind, value, digits,
+            tuple(bounds), out, route,
+        )  # fmt: skip
+    else:
+        order = min(n, m)
+        route[:] = _each(lambda b: library.pinv_gram(source.block(b), wide, cutoff, digits, bounds, out[b]), B, order)
+    suspects = np.flatnonzero(route == SVD)
+    route[suspects] = _each(
+        lambda i: library.pinv_svd(source.block(suspects[i]), cutoff, digits, bounds, out[suspects[i]]),
+        len(suspects),
+        min(n, m),
+    )
+    return out, route

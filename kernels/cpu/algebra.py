@@ -1,0 +1,328 @@
+"""Numba: the algebra of one block between its Gram matrix and its prediction, in the letters of blocks.py.
+
+The certificate, the truncated eigenproblem, the reduced operator and its powers; then loops over a range of blocks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..cutoffs import MEDIAN, RELATIVE, SPACING, limit, resolved, select
+from ..plan import EIGEN, LEAST_TRACE, MOST_TRACE, NON_FINITE, SVD, ZERO
+from .dense import (
+    EPS,
+    axpy,
+    cholesky,
+    dot,
+    eigh,
+    matmul,
+    matvec,
+    ql,
+    reflect,
+    solve_lower,
+    solve_upper,
+    tridiagonalize,
+    unrotate,
+)  # fmt: skip
+from .gram import is_finite
+from .jit import jit
+from .simd import tile_of
+
+
+@jit
+def trace(S, n):
+    """Sum of the diagonal."""
+    total = 0.0
+    for i in range(n):
+        total += S[i, i]
+    return total
+
+
+@jit
+def triage(size, last):
+    """EIGEN if a Gram matrix of this trace is usable beside |x_last|^2, else NON_FINITE, ZERO, or SVD, which scales."""
+    if LEAST_TRACE < size < MOST_TRACE and last < MOST_TRACE:
+        return EIGEN
+    if not math.isfinite(size + last):
+        return NON_FINITE
+    return SVD if size > 0.0 else ZERO
+
+
+@jit
+def triage_block(size, last, flat, start, time_stride, stride, n, columns):
+    """`triage` by the data itself where the sums cannot tell: squares of finite numbers overflow, or vanish."""
+    if triage(size, last) == EIGEN:
+        return EIGEN
+    if not is_finite(flat, start, time_stride, stride, n, columns):
+        return NON_FINITE
+    for t in range(columns):
+        for i in range(n):
+            if flat[start + t * time_stride + i * stride] != 0.0:
+                return SVD
+    return ZERO
+
+
+@jit
+def keeps_rank_one(kind, value):
+    """Whether the rule keeps the one singular value of a constant trajectory, so that K x = x."""
+    return kind != MEDIAN and (kind != RELATIVE or value < 1.0)
+
+
+@jit
+def normalize(S, rows, columns, size):
+    """Scale S by a power of 4 so that its trace is near 1; the power of 2 that the data was scaled by."""
+    half = math.frexp(size)[1] // 2
+    factor = math.ldexp(1.0, -2 * half)
+    for i in range(rows):
+        for j in range(columns):
+            S[i, j] *= factor
+    return math.ldexp(1.0, half)
+
+
+@jit
+def certified(S, n, kind, value, digits, scale, resolution, R):
+    """Prove from the Gram matrix S that every singular value counts and that the Gram route resolves it.
+
+    That is that its smallest eigenvalue exceeds what is needed, and it does if S minus `needed` times the identity
+    has a Cholesky factor, up to (n + 1) eps trace(S) for the factor's own rounding (Rump 2006, lemma 2.4; Demmel
+    1989). The largest eigenvalue is at most ||S||_F. Reads the upper triangle; R is scratch. kind must be one that
+    only needs the largest singular value.
+    """
+    if kind != RELATIVE and kind != SPACING:
+        return False
+    total = 0.0
+    for i in range(n):
+        R[i, i:n] = S[i, i:n]
+        total += 2.0 * dot(S[i, i:], S[i, i:], n - i) - S[i, i] * S[i, i]
+    largest = math.sqrt(total)
+    threshold = limit(math.sqrt(largest), kind, value, digits, scale)
+    needed = max(threshold * threshold, resolution[2] * largest) + resolution[0] * largest
+    needed += (n + 4) * EPS * trace(S, n)
+    for i in range(n):
+        R[i, i] -= needed
+    return cholesky(R, n, n)
+
+
+@jit
+def _judge(squares, n, kind, value, digits, scale, resolution):
+    """Rank, whether a Gram matrix with these eigenvalues, largest first, settles it, the threshold and the edge."""
+    largest = max(squares[0], 0.0)
+    rank, threshold, edge = select(squares, n, kind, value, digits, scale, resolution[0] * largest, 0.0, 0.0)
+    return rank, resolved(squares, n, kind, value, rank, threshold, resolution[2] * largest), threshold, edge
+
+
+@jit
+def decompose(G, n, kind, value, digits, scale, resolution, work, d, Z):
+    """Eigenpairs of G (overwritten), the rank and whether the Gram route may answer.
+
+    Returns (status, rank, threshold, edge): EIGEN, or SVD where the Gram matrix cannot tell.
+    """
+    if not (eigh(G, n, d, Z, work) and math.isfinite(d[0])):
+        return SVD, 0, 0.0, False
+    rank, clear, threshold, edge = _judge(d, n, kind, value, digits, scale, resolution)
+    return EIGEN if clear else SVD, rank, threshold, edge
+
+
+@jit
+def truncated_solve(A, n, x, kind, value, digits, scale, resolution, work, spectrum, rotations, sweeps):
+    """x <- A^+ x, truncated, without eigenvectors: the rotations of QL go to x and, undone, back.
+
+    Returns the status EIGEN, or SVD where the Gram matrix A cannot tell; A is overwritten. spectrum is a
+    (2, >= n) scratch, for the eigenvalues as QL leaves them and largest first.
+    """
+    tridiagonalize(A, n, spectrum[0], work[3], work[4], work)
+    return reduced_solve(
+        A, n, x, work[4], work[3], kind, value, digits, scale, resolution, work[0], spectrum, rotations, sweeps
+    )
+
+
+@jit
+def reduced_solve(A, n, x, beta, e, kind, value, digits, scale, resolution, y, spectrum, rotations, sweeps):
+    """`truncated_solve` of a matrix whose reflectors are in A and beta, its tridiagonal form in spectrum[0] and e."""
+    d, ordered = spectrum[0], spectrum[1]
+    reflect(A, n, beta, x, True)
+    for i in range(n):  # T is last first
+        y[i] = x[n - 1 - i]
+    converged, swept = ql(d, e, n, False, A, y, rotations, sweeps)
+    for i in range(n):  # by insertion: they come nearly in order
+        j = i
+        while j > 0 and ordered[j - 1] < d[i]:
+            ordered[j] = ordered[j - 1]
+            j -= 1
+        ordered[j] = d[i]
+    if not (converged and math.isfinite(ordered[0])):
+        return SVD
+    rank, clear = _judge(ordered, n, kind, value, digits, scale, resolution)[:2]
+    if not clear:
+        return SVD
+    for i in range(n):
+        y[i] = y[i] / d[i] if rank and d[i] >= ordered[rank - 1] else 0.0
+    unrotate(y, rotations, sweeps, swept)
+    for i in range(n):
+        x[i] = y[n - 1 - i]
+    reflect(A, n, beta, x, False)
+    return EIGEN
+
+
+@jit
+def reduce_snapshots(S, m, rank, d, Z, basis, operator, start, work):
+    """Tall: U = F basis is orthonormal, operator = U^T K U, start = U^T x_last; readout = Fp basis.
+
+    basis (m, rank) = V Lambda^-1/2, in its first `rank` columns; everything scaled like S. F^T Fp is F^T F a column
+    further on, then h = F^T x_last, so that V^T F^T Fp is Lambda V^T a column further on, then V^T h.
+    """
+    for r in range(rank):
+        start[r] = dot(S[m], Z[r], m)
+    for r in range(rank):  # row r of V^T F^T Fp, then of that times V
+        for j in range(m - 1):
+            work[j] = d[r] * Z[r, j + 1]
+        work[m - 1] = start[r]
+        matvec(Z, work, rank, m, operator[r])
+    for r in range(rank):
+        scale = 1.0 / math.sqrt(d[r])
+        start[r] *= scale
+        for k in range(rank):
+            operator[r, k] *= scale / math.sqrt(d[k])
+        for i in range(m):
+            basis[i, r] = Z[r, i] * scale
+
+
+@jit
+def reduce_weights(D, last, n, rank, d, Z, basis, readout, operator, start):
+    """Wide: U = basis (n, rank) are eigenvectors, readout = D U / L, operator = U^T readout, start = U^T x_last."""
+    for r in range(rank):
+        start[r] = dot(last, Z[r], n)
+        scale = 1.0 / d[r]
+        for i in range(n):
+            basis[i, r] = Z[r, i]
+            readout[i, r] = dot(D[i], Z[r], n) * scale
+    for r in range(rank):
+        operator[r, :rank] = 0.0
+        for i in range(n):
+            axpy(Z[r, i], readout[i], operator[r], rank)
+
+
+@jit
+def companion(a, m, M):
+    """M = F^+ Fp of a full-rank tall block: a shift whose last column is a = F^+ x_last."""
+    M[:m, :m] = 0.0
+    for i in range(m):
+        if i:
+            M[i, i - 1] = 1.0
+        M[i, m - 1] = a[i]
+
+
+@jit
+def advance(M, n, y, steps, spare, P, Q):
+    """y <- M^steps y: one product a step, or repeated squaring where that is less work. P, Q are n x n scratch."""
+    if steps > 64 and steps > 4.0 * n * math.log2(steps):
+        P[:n, :n] = M[:n, :n]
+        while steps:
+            if steps & 1:
+                matvec(P, y, n, n, spare)
+                y[:n] = spare[:n]
+            steps >>= 1
+            if steps:
+                matmul(P, P, n, Q)
+                P[:n, :n] = Q[:n, :n]
+        return
+    for _ in range(steps):
+        matvec(M, y, n, n, spare)
+        y[:n] = spare[:n]
+
+
+@jit
+def advance_companion(a, m, steps, c, spare, M, P, Q):
+    """c <- (F^+ Fp)^steps c for a full-rank tall block: a scalar recurrence, O(m) a step."""
+    if steps > 4.0 * m * m * math.log2(steps + 2.0):
+        companion(a, m, M)
+        advance(M, m, c, steps, spare, P, Q)
+        return
+    for _ in range(steps):
+        top = c[m - 1]
+        for i in range(m - 1, 0, -1):
+            c[i] = c[i - 1] + top * a[i]
+        c[0] = top * a[0]
+
+
+@jit
+def inverse_apply(R, n, w, spare, y):
+    """y = (R^T R)^-1 w."""
+    y[:n] = w[:n]
+    solve_lower(R, n, y, spare)
+    solve_upper(R, n, spare, y)
+
+
+@jit
+def advance_wide(R, D, n, steps, w, spare, y):
+    """w <- (D C^-1)^steps w with C = R^T R."""
+    for _ in range(steps):
+        inverse_apply(R, n, w, spare, y)
+        matvec(D, y, n, n, w)
+
+
+@jit
+def solve_range(
+    first, last, gram, order, wide, kind, value, digits, resolution, basis, readout, operator, start, rank, reports,
+    edge, status,
+):  # fmt: skip
+    """Reduced operators from Gram matrices. reports[b] = threshold, largest and smallest kept singular value."""
+    rows, columns = gram.shape[1], gram.shape[2]
+    S = np.empty((rows, columns))
+    G, Z = tile_of(order, order), tile_of(order, order)
+    d, work = np.empty(order), tile_of(5, order)
+    for b in range(first, last):
+        S[:, :] = gram[b]
+        size = trace(S, order)
+        last2 = dot(S[2 * order], S[2 * order], order) if wide else S[order, order]
+        reports[b, :] = 0.0
+        status[b] = triage(size, last2)
+        if status[b] != EIGEN:
+            continue
+        scale = normalize(S, 2 * order if wide else rows, columns, size)
+        G[:, :order] = S[:order, :order]
+        status[b], kept, threshold, edge[b] = decompose(G, order, kind, value, digits, scale, resolution, work, d, Z)
+        rank[b] = kept
+        reports[b, 0] = threshold * scale
+        if kept:
+            reports[b, 1] = math.sqrt(d[0]) * scale
+            reports[b, 2] = math.sqrt(max(d[kept - 1], 0.0)) * scale
+        if status[b] == SVD:
+            if kept and d[kept - 1] <= 0.0:
+                continue  # nothing a Gram matrix could say
+        if wide:
+            reduce_weights(S[order:], S[2 * order], order, kept, d, Z, basis[b], readout[b], operator[b], start[b])
+        else:
+            reduce_snapshots(S, order, kept, d, Z, basis[b], operator[b], start[b], work[3])
+            for i in range(order):
+                for r in range(kept):
+                    basis[b, i, r] /= scale  # F, unlike S, has not been scaled
+            for r in range(kept):
+                start[b, r] *= scale
+
+
+@jit
+def evolve_range(first, last, readout, operator, start, rank, steps, out):
+    """out[b, k] = readout operator^(steps[k] - 1) start; steps ascend from 1."""
+    order = operator.shape[1]
+    y, spare = np.empty(order), np.empty(order)
+    P, Q = np.empty((order, order)), np.empty((order, order))
+    for b in range(first, last):
+        r = rank[b]
+        y[:] = start[b]
+        at = 1
+        for k in range(len(steps)):
+            advance(operator[b], r, y, steps[k] - at, spare, P, Q)
+            at = steps[k]
+            matvec(readout[b], y, out.shape[2], r, out[b, k])
+
+
+@jit
+def advance_range(first, last, operator, rank, steps, y):
+    """y[b] <- operator^steps y[b], in place."""
+    order = operator.shape[1]
+    spare, P, Q = np.empty(order), np.empty((order, order)), np.empty((order, order))
+    for b in range(first, last):
+        advance(operator[b], rank[b], y[b], steps, spare, P, Q)

@@ -1,0 +1,67 @@
+// Gram matrices to reduced operators.
+
+namespace fastkoop {
+
+// Reduced operators from Gram matrices by cyclic Jacobi; of all blocks, or of those on a list whose route is EIGEN.
+//
+// Launch: any number of CTAs, each takes every gridDim.x-th block; whole warps, up to 256 threads.
+// Reads a Gram matrix a block, writes its Factors (and readout reads them back, from L2). Shared: two matrices of
+// `order` (tall) or three (wide), six vectors.
+__global__ void __launch_bounds__(256, 1) solve(const double* grams, Problem p, Work work, Factors all) {
+  SHARED_MEMORY(memory);
+  Shared shared = {memory};
+  const int order = p.order, across = order | 1, thread = threadIdx.x, threads = blockDim.x;
+  double* const A = shared.take<double>(order * across);
+  double* const Z = shared.take<double>(order * across);
+  double* const D = shared.take<double>(p.wide ? order * across : 0);
+  double* const h = shared.take<double>(order);
+  double* const values = shared.take<double>(order);
+  double* const squares = shared.take<double>(order);
+  Turn* const turns = shared.take<Turn>((order + 1) / 2);
+  int* const place = shared.take<int>(order);
+  Selection* const found = shared.take<Selection>(1);
+  int* const worked = shared.take<int>(1);
+  const int height = p.wide ? 2 * order + 1 : order + 1, width = p.wide ? order : order + 1;
+
+  for (int i = blockIdx.x; i < work.count(p); i += gridDim.x) {
+    const int b = work.block(i);
+    if (work.list && all.route[b] != EIGEN) continue;
+    __syncthreads();  // all have read it
+    const double* const S = grams + static_cast<long long>(b) * height * width;
+    const double* const side = S + (height - 1) * width;
+    const Factors out = factors_of(all, b, order);
+    const double size = trace(S, order, width), last = p.wide ? dot(side, side, order) : side[order];
+    if (!(size > p.tiny && size < p.huge && last < p.huge)) {
+      reduce_nothing(p, !isfinite(size + last) ? NON_FINITE : size > 0.0 ? SVD : ZERO, out);
+      continue;
+    }
+    const double unit = unit_of(size), shrink = 1.0 / unit;
+    for (int at = thread; at < order * order; at += threads) {
+      const int i = at / order, j = at % order;
+      A[i * across + j] = S[i * width + j] * shrink * shrink;
+      if (p.wide) D[i * across + j] = S[(order + i) * width + j] * shrink * shrink;
+    }
+    for (int j = thread; j < order; j += threads) h[j] = side[j] * shrink;
+    __syncthreads();
+    const bool converged = jacobi(A, Z, order, across, turns, worked);
+    for (int r = thread; r < order; r += threads) values[r] = A[r * across + r];
+    __syncthreads();
+    sort(values, order, squares, place);
+    if (thread == 0) {
+      *found = judge(squares, p, unit);
+      if (!converged || !isfinite(squares[0])) *found = {0, false, false, 0.0};
+      report(*found, found->clear ? EIGEN : SVD, squares, unit, out);
+    }
+    __syncthreads();
+    const int rank = found->rank && squares[found->rank - 1] > 0.0 ? found->rank : 0;  // else nothing it could say
+    reduce(
+        p, rank, squares, place, Z, across, unit,
+        [&](int row, double square) {
+          const double along = dot(h, Z + row * across, order);
+          return p.wide ? along * unit : along / sqrt(square);
+        },
+        [&](int i, int row) { return dot(D + i * across, Z + row * across, order); }, out);
+  }
+}
+
+}  // namespace fastkoop
