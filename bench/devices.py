@@ -15,9 +15,8 @@ import os
 import pathlib
 import sys
 
-from fastkoop.kernels.cuda import Cuda
-
 from fastkoop.checks import InputError
+from fastkoop.kernels.cuda import Cuda
 from fastkoop.machine import describe_machine, free_memory
 from fastkoop.profile.devices import Gpu, Host, open_device
 from fastkoop.profile.throughput import wall

@@ -12,6 +12,7 @@ import sys
 import time
 
 import numpy as np
+
 from fastkoop.kernels import reference
 from fastkoop.kernels.cuda import instances
 

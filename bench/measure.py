@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from time import sleep
 
 import numpy as np
-from fastkoop.kernels.plan import KERNEL_ORDER
 
 import fastkoop
 from fastkoop import cutoff as rules
+from fastkoop.kernels.plan import KERNEL_ORDER
 from fastkoop.profile.devices import Gpu, Host
 
 from . import data

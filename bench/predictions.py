@@ -12,11 +12,10 @@ import json
 import pathlib
 import sys
 
-from fastkoop.kernels import plan
-from fastkoop.kernels.cuda import launch as cuda
-
 from fastkoop import backends
 from fastkoop.files import plain, write_json
+from fastkoop.kernels import plan
+from fastkoop.kernels.cuda import launch as cuda
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))

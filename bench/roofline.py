@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from fastkoop.kernels import plan
 
+from fastkoop.kernels import plan
 from fastkoop.profile.devices import Gpu, Host
 from fastkoop.profile.throughput import measure
 

@@ -1,6 +1,7 @@
 """Shared blocks, rules, comparisons and the one place where tolerances are derived."""
 
 import numpy as np
+
 from fastkoop.kernels import reference
 from fastkoop.kernels.cpu import dense
 from fastkoop.kernels.cpu.simd import tile_of

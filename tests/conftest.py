@@ -38,6 +38,7 @@ load_cases()
 
 import cases  # noqa: E402
 import pytest  # noqa: E402 - after the cache folder is named
+
 from fastkoop.kernels import get_num_threads, set_num_threads  # noqa: E402
 
 

@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from fastkoop.kernels import reference
 
+from fastkoop.kernels import reference
 from fastkoop.profile.devices import Host
 from fastkoop.profile.throughput import wall
 

@@ -8,10 +8,10 @@ import sys
 import time
 
 import pytest
-from fastkoop.kernels.cuda import backend
 from typer.testing import CliRunner
 
 from fastkoop.cli import app
+from fastkoop.kernels.cuda import backend
 from fastkoop.profile.throughput import Ceilings
 
 QUICK = ("--t1", "1", "--t2", "2", "--T", "1")

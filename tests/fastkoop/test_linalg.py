@@ -12,12 +12,12 @@ import pytest
 import scipy.linalg
 import torch
 from cases import aligned, orbit, orthogonal, special_blocks, strided_views, with_singular_values
-from fastkoop.kernels import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastkoop as fk
 from fastkoop import cutoff as rules
+from fastkoop.kernels import reference
 
 RULES = ("array_api", "matlab", "numpy", "jax", "svht", 1e-3, 0.0, fk.Rank(2), fk.Energy(0.95))
 SHARE = {"float32": 1e-5, "float64": 1e-9}  # of a prediction's displacement: the contract's tol

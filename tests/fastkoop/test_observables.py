@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from cases import EPS64, blocks, dying, graded, orbit, orthogonal, special_blocks
-from fastkoop.kernels import reference
-from fastkoop.kernels.plan import resolution
 
 import fastkoop as fk
 from fastkoop import Affine, Delay, Momentum
+from fastkoop.kernels import reference
+from fastkoop.kernels.plan import resolution
 
 SHAPES = ((30, 5), (5, 30), (7, 7), (8, 9), (120, 110), (110, 120), (1, 40))
 CUTOFF = 1e-4

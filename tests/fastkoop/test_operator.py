@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from cases import EPS64, blocks, dying, graded, orbit, orthogonal, sensitivity, with_singular_values
-from fastkoop.kernels.plan import resolution
 
 import fastkoop as fk
+from fastkoop.kernels.plan import resolution
 
 REPORTS = (
     "rank", "threshold", "condition", "residual", "holdout", "spectral_radius", "eigenvector_condition", "edge",

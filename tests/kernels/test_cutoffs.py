@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from fastkoop.kernels import cutoffs
 from fastkoop.kernels.cutoffs import KINDS
 

@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 from cases import EPS64, kernel_eigh, with_singular_values
-from fastkoop.kernels import ROUTES, plan
 
 from fastkoop import kernels
+from fastkoop.kernels import ROUTES, plan
 
 arithmetic = sys.modules["fastkoop.kernels.plan"]
 

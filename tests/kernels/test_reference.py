@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 from cases import graded, orbit, with_singular_values
+
 from fastkoop.kernels import reference
 
 RULES = (("relative", 1e-2), ("spacing", 2.0**45), ("rank", 3.0), ("energy", 0.99), ("median", 1.5))

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from fastkoop.kernels.cpu import Factors
 
 from fastkoop import kernels
+from fastkoop.kernels.cpu import Factors
 
 
 def factors_of(*operators):

@@ -14,11 +14,11 @@ torch = pytest.importorskip("torch")
 nn = torch.nn
 
 import cases  # noqa: E402
-from fastkoop.kernels import reference  # noqa: E402
-from fastkoop.kernels.plan import resolution  # noqa: E402
 
 from fastkoop import Momentum, Rank  # noqa: E402
 from fastkoop import cutoff as rules  # noqa: E402
+from fastkoop.kernels import reference  # noqa: E402
+from fastkoop.kernels.plan import resolution  # noqa: E402
 from fastkoop.torch_adapter import KoopmanPhase, LayerReport  # noqa: E402
 
 GRANULARITIES = [("weight", None), ("quasi-node", 3), ("node", None), ("layer", None), ("network", None)]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from cases import EPS64, tile, with_singular_values
+
 from fastkoop.kernels.cpu import algebra
 from fastkoop.kernels.cpu.dense import QL_ITERATIONS, ROTATIONS
 from fastkoop.kernels.cpu.simd import tile_of

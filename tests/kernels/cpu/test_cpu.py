@@ -23,11 +23,11 @@ from cases import (
     truth,
     with_singular_values,
 )
+
+from fastkoop import kernels
 from fastkoop.kernels import cpu, reference
 from fastkoop.kernels.cpu import layout
 from fastkoop.kernels.plan import ROUTES
-
-from fastkoop import kernels
 
 FULL = ("relative", 1e-6)  # keeps every singular value of `orbit` in both dtypes
 NOISE = ("relative", 1e-4)

@@ -4,6 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 from cases import EPS64, dying, kernel_eigh, orthogonal, tile
+
 from fastkoop.kernels.cpu import dense
 from fastkoop.kernels.cpu.simd import tile_of
 

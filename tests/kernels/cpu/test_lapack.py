@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 from cases import EPS64
+
 from fastkoop.kernels.cpu import lapack
 
 SIZES = [1, 2, 3, 31, 64, 100]

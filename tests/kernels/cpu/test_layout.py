@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from cases import aligned, strided_views
+
 from fastkoop.kernels.cpu import layout
 
 

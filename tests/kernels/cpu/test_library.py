@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from cases import EPS64, assert_states, graded, orbit, with_singular_values
+
 from fastkoop.kernels import plan, reference
 from fastkoop.kernels.cpu import library
 from fastkoop.kernels.plan import EIGEN, NON_FINITE, SVD, ZERO, resolution

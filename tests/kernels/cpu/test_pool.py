@@ -6,10 +6,10 @@ import threading
 
 import numpy as np
 import pytest
-from fastkoop.kernels.cpu import pool
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from fastkoop import kernels
+from fastkoop.kernels.cpu import pool
 
 RULE = ("relative", 1e-4)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from fastkoop.kernels.cpu import simd
 from fastkoop.kernels.cpu.jit import jit
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from fastkoop.kernels.cpu import library
 from fastkoop.kernels.cpu.subspace import leading_eigh
 from fastkoop.kernels.plan import resolution

@@ -4,6 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 from cases import EPS64, assert_states, dying, tile, time_major, with_singular_values
+
 from fastkoop.kernels import cpu
 from fastkoop.kernels.cpu import library, simd, svd
 from fastkoop.kernels.cpu.layout import blocks_of

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from fastkoop.kernels.cuda import Cuda, backend
 
 HERE = pathlib.Path(__file__).parent

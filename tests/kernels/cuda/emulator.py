@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 
 import numpy as np
+
 from fastkoop.kernels.cuda import instances
 from fastkoop.kernels.cuda.driver import source
 from fastkoop.kernels.cuda.launch import Device

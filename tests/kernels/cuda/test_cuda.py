@@ -15,6 +15,7 @@ from cases import (
     time_major,
     with_singular_values,
 )
+
 from fastkoop.kernels import cpu, reference
 from fastkoop.kernels import cuda as contract
 from fastkoop.kernels.cuda import LAYOUT, STRIP, launch, layout_of, split

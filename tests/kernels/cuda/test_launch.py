@@ -5,6 +5,7 @@ import itertools
 import emulator
 import numpy as np
 import pytest
+
 from fastkoop.kernels.cuda import launch
 from fastkoop.kernels.plan import resolution
 
