@@ -10,7 +10,7 @@ import numpy as np
 from . import kernels
 from .checks import InputError, integer
 from .interop.arrays import Array
-from .kernels import observed as lifted
+from .kernels import observed
 from .kernels.cpu import ALONE_ORDER, COORDINATES
 from .kernels.cpu.lapack import tridiagonalize
 from .kernels.cpu.pool import each_block
@@ -18,7 +18,7 @@ from .kernels.plan import NON_FINITE, ROUTES, Plan, plan, resolution
 
 __all__ = [
     "COORDINATES", "NON_FINITE", "ROUTES", "Plan", "backend_for", "cuda", "each_large_block", "get_num_threads",
-    "kernels", "lifted", "plan", "resident", "resolution", "set_num_threads", "strips", "tridiagonalize",
+    "kernels", "observed", "plan", "resident", "resolution", "set_num_threads", "strips", "tridiagonalize",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .backends import lifted
+from . import backends
 from .checks import InputError, integer
 
 
@@ -65,13 +65,13 @@ OBSERVABLES = (Affine, Delay, Momentum)
 class Observables:
     """Several of them together: `observed` for the kernels, and whether half of a block's rows are velocities."""
 
-    observed: lifted.Observed
+    observed: backends.observed.Observed
     momentum: bool
 
     @property
     def identity(self) -> bool:
         """Whether just the snapshots as they are are observed."""
-        return self.observed == lifted.Observed()
+        return self.observed == backends.observed.Observed()
 
     def weights(self, rows: int) -> int:
         """Weights in a block of so many rows.
@@ -112,7 +112,7 @@ def resolve(observables) -> Observables:
     'Delay(3) with Affine()'
     """
     if isinstance(observables, str) and observables == "identity":
-        return Observables(lifted.Observed(), False)
+        return Observables(backends.observed.Observed(), False)
     parts = list(observables) if isinstance(observables, (tuple, list)) else [observables]
     for part in parts:
         if not isinstance(part, OBSERVABLES):
@@ -126,4 +126,4 @@ def resolve(observables) -> Observables:
         raise InputError(f"observables: expected at least one, and each kind once, got {observables!r}")
     delay = next((part.d for part in parts if isinstance(part, Delay)), 1)
     kinds = {type(part) for part in parts}
-    return Observables(lifted.Observed(delay, Affine in kinds), Momentum in kinds)
+    return Observables(backends.observed.Observed(delay, Affine in kinds), Momentum in kinds)

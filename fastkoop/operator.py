@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import checks
+from . import backends, checks
 from . import cutoff as rules
-from .backends import COORDINATES, NON_FINITE, ROUTES, backend_for, lifted
+from .backends import COORDINATES, NON_FINITE, ROUTES, backend_for
 from .interop import arrays, traced
 from .linalg import refuse_non_finite, time_major, warn_of_overflow
 from .observables import Observables, resolve
@@ -121,20 +121,22 @@ class Setting(NamedTuple):
         """Whether the published factors are all there is to it, save eigenvalues that are clipped."""
         return self.observables.identity and self.stabilize != "project" and not self.carry
 
-    def fitted(self, backend, X) -> lifted.Lifted:
+    def fitted(self, backend, X) -> backends.observed.Lifted:
         """Operators of the snapshots X (m+1, ..., n), as published."""
         observed = self.observables.observed
         rule = rules.resolve(self.cutoff, *observed.shape(X.shape[-1], len(X)), X.dtype)
         if not self.plain:
-            return lifted.fit(backend, X, rule, observed, refine=self.refine, gains=self.stabilize == "project")
+            return backends.observed.fit(
+                backend, X, rule, observed, refine=self.refine, gains=self.stabilize == "project"
+            )
         factors = backend.fit(X, rule, refine=self.refine)
-        return lifted.Lifted(factors, backend.xp.zeros(factors.start.shape), None, None, None)
+        return backends.observed.Lifted(factors, backend.xp.zeros(factors.start.shape), None, None, None)
 
-    def stabilized(self, backend, found: lifted.Lifted) -> tuple[lifted.Lifted, Any]:
+    def stabilized(self, backend, found: backends.observed.Lifted) -> tuple[backends.observed.Lifted, Any]:
         """The operators that `stabilize` makes of them, and the condition number of the eigenvectors it used."""
         condition = backend.xp.ones(len(found.factors.rank))
         if self.stabilize == "project":
-            found = lifted.non_expansive(backend, found)
+            found = backends.observed.non_expansive(backend, found)
         elif self.stabilize is not None:
             factors, condition = backend.clip(found.factors, self.stabilize)
             found = found._replace(factors=factors)
@@ -178,7 +180,7 @@ class KoopmanOperator:
         if spread is None:
             found = setting.fitted(backend, snapshots)
         else:
-            found = lifted.moved(backend.xp, spread.fitted(backend.host(snapshots)))
+            found = backends.observed.moved(backend.xp, spread.fitted(backend.host(snapshots)))
         self._published = found.factors
         with np.errstate(over="ignore", invalid="ignore"):
             found, self._eigenvector_condition = setting.stabilized(backend, found)
@@ -209,7 +211,9 @@ class KoopmanOperator:
 
     def _augmented(self, carry: bool):
         """The factors with the constant, and, if it is to be carried, what they do not represent of the last state."""
-        return lifted.augmented(self.backend, self._lifted, self._pairs, self._setting.observables.observed, carry)
+        return backends.observed.augmented(
+            self.backend, self._lifted, self._pairs, self._setting.observables.observed, carry
+        )
 
     @functools.cached_property
     def _linear(self):
@@ -491,7 +495,7 @@ class KoopmanOperator:
             coefficients = self._sums(own.readout.transpose(2, 0, 1), y)
             if carry or observed.affine:
                 at = self._pairs - 1
-                constant = lifted.constants(self.backend, self._lifted, self._pairs, observed, carry, y, at)
+                constant = backends.observed.constants(self.backend, self._lifted, self._pairs, observed, carry, y, at)
                 constant[:, int(carry) :] += coefficients
                 coefficients = constant
             coefficients[:, -1] -= 1.0  # x_m is the last row: the miss itself is combined, not its two large terms

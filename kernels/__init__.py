@@ -3,7 +3,7 @@
 Letters, everywhere: ``B`` blocks, ``n`` weights in a block, ``m`` snapshot pairs, ``X`` snapshots, ``F`` all
 but the last, ``Fp`` all but the first, ``K = Fp pinv(F)``. Arrays here are time-major, (m+1, ..., n), with any
 strides; a cutoff is a pair (kind, value). Four steps make a prediction, each public, so that a Gram
-matrix accumulated elsewhere (over shards, over time) can be solved and lifted here:
+matrix accumulated elsewhere (over shards, over time) can be solved and read out here:
 
 >>> import numpy as np
 >>> from fastkoop import kernels
@@ -21,7 +21,7 @@ device; `xp` is a backend's array module, `host` copies out of its memory. Nothi
 memory safety needs: the public door, `fastkoop`, does that once.
 """
 
-from . import observed as lifted
+from . import observed
 from .cpu import Factors, advance, combine, evolve, fit, gram, host, pinv, predict, reconstruct, rows_of, solve, xp
 from .cpu.layout import aligned_empty
 from .cpu.pool import get_num_threads, set_num_threads
@@ -30,6 +30,6 @@ from .spectrum import clip, eigenvalues, modes
 
 __all__ = [
     "ROUTES", "Factors", "Plan", "advance", "aligned_empty", "clip", "combine", "eigenvalues", "evolve", "fit",
-    "get_num_threads", "gram", "host", "lifted", "modes", "pinv", "plan", "predict", "reconstruct", "rows_of",
+    "get_num_threads", "gram", "host", "modes", "observed", "pinv", "plan", "predict", "reconstruct", "rows_of",
     "set_num_threads", "solve", "xp",
 ]  # fmt: skip

@@ -342,12 +342,12 @@ class TestHardBlocks:
         assert op.route == "eigen" and np.linalg.norm(op.predict(1) - expected) <= 1e-6 * moved
 
     def test_slices_of_the_workspace_change_no_bit(self, monkeypatch, rng):
-        from fastkoop.kernels import observed as lifted
+        from fastkoop.kernels import observed as module
 
         for n, m in ((30, 9), (4, 30)):
             X = moving(rng, n, m, np.float32, batch=(5, 2))
             whole = fk.fit(X, observables=(Affine(), Delay(2)), out_of_span="carry").predict(3)
-            monkeypatch.setattr(lifted, "WORKSPACE", 1)
+            monkeypatch.setattr(module, "WORKSPACE", 1)
             np.testing.assert_array_equal(
                 fk.fit(X, observables=(Affine(), Delay(2)), out_of_span="carry").predict(3), whole
             )

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ... import backends
 from ... import cutoff as rules
-from ...backends import kernels, lifted
+from ...backends import kernels
 from ...checks import InputError
 from ...operator import KoopmanOperator, Setting
 from ...partition import Group, Parameter, Piece
@@ -311,7 +312,7 @@ class Together:
         """Over ranks."""
         return self._ranks.sum("residual", array)
 
-    def fitted(self, X: np.ndarray) -> lifted.Lifted:
+    def fitted(self, X: np.ndarray) -> backends.observed.Lifted:
         """Operators of whole blocks from this rank's snapshots X (m+1, rows, numbers) and those of the others."""
         observed, own = self._setting.observables.observed, self.own(X)
         numbers = self._spread.n * (1 + self._setting.observables.momentum)
@@ -319,15 +320,17 @@ class Together:
         gains = self._setting.stabilize == "project"
         S = np.zeros((X.shape[1], len(X), len(X)))
         if own.shape[-1]:
-            S = lifted.gram(kernels, own, observed)
+            S = backends.observed.gram(kernels, own, observed)
         S = self._ranks.sum("fit", S)
-        found = lifted.from_gram(kernels, S, numbers, observed, rule, X.dtype, gains=gains)
-        suspects = np.arange(X.shape[1]) if self._setting.refine else lifted.unsettled(kernels, found, X.dtype)
+        found = backends.observed.from_gram(kernels, S, numbers, observed, rule, X.dtype, gains=gains)
+        suspects = (
+            np.arange(X.shape[1]) if self._setting.refine else backends.observed.unsettled(kernels, found, X.dtype)
+        )
         if not len(suspects):
             return found
         stand_in = self._stand_in(own[:, suspects], observed.affine)
-        exact = lifted.fit(kernels, stand_in, rule, observed, refine=True, gains=gains, dtype=X.dtype)
-        return lifted.replace(kernels, found, suspects, exact)
+        exact = backends.observed.fit(kernels, stand_in, rule, observed, refine=True, gains=gains, dtype=X.dtype)
+        return backends.observed.replace(kernels, found, suspects, exact)
 
     def _stand_in(self, own: np.ndarray, affine: bool) -> np.ndarray:
         """Snapshots (m+1, blocks, k), fewer numbers than the ranks', with the same distances and angles."""
