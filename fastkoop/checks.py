@@ -30,12 +30,20 @@ def integer(name: str, value, *, least: int, cure: str = "") -> int:
     return number
 
 
-def real(value) -> float:
-    """A number as a float; an integer beyond all floats is infinite."""
+def number(name: str, value, expected: str) -> float:
+    """A real number as a float, an integer beyond all floats infinite; booleans and other kinds are refused."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected {expected}, got {brief(value)} ({type(value).__name__})")
     try:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
+
+
+def brief(value) -> str:
+    """repr, on one line of at most 80 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def choice(name: str, value, options: Iterable[str]) -> str:
@@ -62,11 +70,10 @@ def stabilizer(stabilize) -> float | str | None:
         return None
     if isinstance(stabilize, str):
         return 1.0 if choice("stabilize", stabilize, ("clip", "project")) == "clip" else stabilize
-    if isinstance(stabilize, bool) or not isinstance(stabilize, (int, float, np.floating)):
-        raise TypeError(f'stabilize: expected None, "clip", "project" or a radius, got {stabilize!r}')
-    if not (math.isfinite(real(stabilize)) and stabilize > 0):
+    radius = number("stabilize", stabilize, 'None, "clip", "project" or a radius')
+    if not (math.isfinite(radius) and radius > 0):
         raise InputError(f"stabilize: expected a radius > 0, got {stabilize}; 1.0 is the unit circle")
-    return float(stabilize)
+    return radius
 
 
 def snapshots(shape: tuple[int, ...], time_axis: int) -> int:

@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from .checks import InputError, integer, real
+from .checks import InputError, integer, number
 
 NAMES = ("array_api", "matlab", "numpy", "jax", "svht")
 
@@ -38,8 +40,9 @@ class Rank:
 
     k: int
 
-    def __post_init__(self):
-        integer("Rank(k)", self.k, least=1, cure="a rank of 0 would predict zero")
+    def __post_init__(self) -> None:
+        k = integer("Rank(k)", self.k, least=1, cure="a rank of 0 would predict zero")
+        object.__setattr__(self, "k", k)
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,18 @@ class Energy:
 
     share: float
 
-    def __post_init__(self):
-        if isinstance(self.share, bool) or not isinstance(self.share, (int, float, np.floating)):
-            raise TypeError(f"Energy(share): expected a number, got {self.share!r}")
-        if not 0.0 < self.share <= 1.0:
+    def __post_init__(self) -> None:
+        share = number("Energy(share)", self.share, "a number")
+        if not 0.0 < share <= 1.0:
             raise InputError(f"Energy(share): expected 0 < share <= 1, got {self.share}")
+        object.__setattr__(self, "share", share)
 
 
-def checked(cutoff):
-    """`cutoff` if it is a rule."""
+Cutoff = str | float | Rank | Energy
+
+
+def checked(cutoff: Any) -> Cutoff:
+    """`cutoff` if it is a rule; numbers become Python's own."""
     if isinstance(cutoff, (Rank, Energy)):
         return cutoff
     if isinstance(cutoff, str):
@@ -70,16 +76,13 @@ def checked(cutoff):
                 f"got {cutoff!r}"
             )
         return cutoff
-    if isinstance(cutoff, bool) or not isinstance(cutoff, (int, float, np.integer, np.floating)):
-        raise TypeError(
-            f"cutoff: expected a name, a number, Rank(k) or Energy(share), got {cutoff!r} ({type(cutoff).__name__})"
-        )
-    if not (math.isfinite(real(cutoff)) and cutoff >= 0):
+    share = number("cutoff", cutoff, "a name, a number, Rank(k) or Energy(share)")
+    if not (math.isfinite(share) and share >= 0):
         raise InputError(f"cutoff: expected a finite number >= 0, relative to the largest, got {cutoff}")
-    return cutoff
+    return share
 
 
-def resolve(cutoff, n: int, m: int, dtype) -> tuple[str, float]:
+def resolve(cutoff: Cutoff, n: int, m: int, dtype: Any) -> tuple[str, float]:
     """The (kind, value) pair that kernels/ take, for blocks of n weights and m columns.
 
     >>> kind, value = resolve("jax", 785, 1875, np.float32)
@@ -133,25 +136,41 @@ def hard_threshold(aspect: float) -> float:
     return math.sqrt(2 * (aspect + 1) + 8 * aspect / (aspect + 1 + root)) / math.sqrt(median)
 
 
-def describe(cutoff) -> str:
-    """The rule in the words its user wrote."""
+def describe(cutoff: Cutoff) -> str:
+    """The rule in the words its user wrote in Python."""
     if isinstance(cutoff, Rank):
         return f"Rank(k={cutoff.k})"
     if isinstance(cutoff, Energy):
         return f"Energy(share={cutoff.share})"
-    return cutoff if isinstance(cutoff, str) else str(cutoff)
+    return str(cutoff)
 
 
-def read(text: str):
-    """The rule that `describe` gave these words.
+def word(cutoff: Cutoff) -> str:
+    """The rule as it is written on the command line.
 
-    >>> read("Rank(k=3)"), read("0.01"), read("jax")
-    (Rank(k=3), 0.01, 'jax')
+    >>> word(Rank(3)), word(Energy(0.99)), word(0.01)
+    ('rank:3', 'energy:0.99', '0.01')
     """
-    for kind, opening, number in ((Rank, "Rank(k=", int), (Energy, "Energy(share=", float)):
-        if text.startswith(opening):
-            return kind(number(text[len(opening) : -1]))
+    if isinstance(cutoff, Rank):
+        return f"rank:{cutoff.k}"
+    if isinstance(cutoff, Energy):
+        return f"energy:{cutoff.share}"
+    return str(cutoff)
+
+
+def read(text: str) -> Cutoff:
+    """The rule that `describe` or `word` gave these words; what is no number is taken for a name, see `checked`.
+
+    >>> read("Rank(k=3)"), read("rank:3"), read("energy:0.99"), read("0.01"), read("jax")
+    (Rank(k=3), Rank(k=3), Energy(share=0.99), 0.01, 'jax')
+    """
+    counting = re.fullmatch(r"(?:Rank\(k=|rank:)(-?\d+)\)?", text)
+    if counting:
+        return Rank(int(counting[1]))
+    sharing = re.fullmatch(r"(?:Energy\(share=|energy:)([^)]+)\)?", text)
     try:
-        return float(text)
+        return Energy(float(sharing[1])) if sharing else float(text)
+    except InputError:
+        raise
     except ValueError:
         return text

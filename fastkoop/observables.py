@@ -7,7 +7,9 @@ weights' rows and stay (..., n).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
 from . import backends
 from .checks import InputError, integer
@@ -44,7 +46,7 @@ class Delay:
 
     d: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         d = integer("Delay(d)", self.d, least=1, cure="Delay(1) observes what the identity does")
         object.__setattr__(self, "d", d)
 
@@ -102,7 +104,10 @@ class Observables:
         return " with ".join(parts) or "identity"
 
 
-def resolve(observables) -> Observables:
+ObservablesLike = str | Affine | Delay | Momentum | Observables | tuple[Affine | Delay | Momentum, ...]
+
+
+def resolve(observables: Any) -> Observables:
     """One of the observables, "identity", or a tuple of different ones, as one.
 
     Raises:
@@ -111,6 +116,8 @@ def resolve(observables) -> Observables:
     >>> str(resolve((Delay(3), Affine())))
     'Delay(3) with Affine()'
     """
+    if isinstance(observables, Observables):
+        return observables
     if isinstance(observables, str) and observables == "identity":
         return Observables(backends.observed.Observed(), False)
     parts = list(observables) if isinstance(observables, (tuple, list)) else [observables]
@@ -127,3 +134,34 @@ def resolve(observables) -> Observables:
     delay = next((part.d for part in parts if isinstance(part, Delay)), 1)
     kinds = {type(part) for part in parts}
     return Observables(backends.observed.Observed(delay, Affine in kinds), Momentum in kinds)
+
+
+def word(observables: Any) -> str:
+    """The observables as they are written on the command line.
+
+    >>> word((Affine(), Delay(3))), word("identity")
+    ('delay:3+affine', 'identity')
+    """
+    whole = resolve(observables)
+    parts = [f"delay:{whole.observed.delay}"] * (whole.observed.delay > 1)
+    parts += ["affine"] * whole.observed.affine + ["momentum"] * whole.momentum
+    return "+".join(parts) or "identity"
+
+
+def read(text: str) -> Any:
+    """The observables of a word, parts joined by + or a comma, or of what str(Observables) says.
+
+    Text that is neither is returned as it is, for `resolve` to refuse.
+
+    >>> read("delay:3+affine"), read("Delay(3) with Affine()"), read("momentum")
+    ((Delay(d=3), Affine()), (Delay(d=3), Affine()), (Momentum(),))
+    """
+    parts: list[Any] = []
+    for part in re.split(r"[,+]| with ", text):
+        match = re.fullmatch(r"(affine|momentum)(?:\(\))?|delay(?::(\d+)|\((\d+)\))", part.strip().lower())
+        if not match:
+            return text
+        kind, *delays = match.groups()
+        delay = delays[0] or delays[1]
+        parts.append(Delay(int(delay)) if delay else {"affine": Affine, "momentum": Momentum}[kind]())
+    return tuple(parts)

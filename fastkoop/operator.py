@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from . import cutoff as rules
 from .backends import COORDINATES, NON_FINITE, ROUTES, backend_for
 from .interop import arrays, traced
 from .linalg import refuse_non_finite, time_major, warn_of_overflow
-from .observables import Observables, resolve
+from .options import Options
 from .walk import Readout, States
 
 
@@ -79,68 +79,36 @@ def fit(
     """
     source = arrays.read(X)
     snapshots = time_major(source.data, time_axis)
-    setting = Setting.of(cutoff, observables, stabilize, out_of_span, refine=refine, check_finite=check_finite)
-    setting.observables.check(len(snapshots))
-    setting.observables.weights(snapshots.shape[-1])
+    options = Options(cutoff, observables, stabilize, out_of_span)
+    flags = {"refine": bool(refine), "check_finite": bool(check_finite)}
+    options.observables.check(len(snapshots))
+    options.observables.weights(snapshots.shape[-1])
     with source.scope():
-        op = KoopmanOperator(snapshots, setting, backend_for(source), source)
+        op = KoopmanOperator(snapshots, options, backend_for(source), source, **flags)
         if check_finite and source.device is None:
             refuse_non_finite(op._published.route, snapshots.shape[1:-1])
         return op
 
 
-class Setting(NamedTuple):
-    """How an operator is asked for, checked."""
+def operators(backend, X, options: Options, *, refine: bool = False) -> backends.observed.Lifted:
+    """Operators of the snapshots X (m+1, ..., n), as published."""
+    observed = options.observables.observed
+    rule = options.rule(X.shape[-1], len(X), X.dtype)
+    if not options.plain:
+        return backends.observed.fit(backend, X, rule, observed, refine=refine, gains=options.project)
+    factors = backend.fit(X, rule, refine=refine)
+    return backends.observed.Lifted(factors, backend.xp.zeros(factors.start.shape), None, None, None)
 
-    cutoff: Any
-    observables: Observables
-    stabilize: float | str | None  # a radius, or "project"
-    carry: bool
-    refine: bool = False
-    check_finite: bool = True
 
-    @classmethod
-    def of(cls, cutoff, observables, stabilize, out_of_span, **flags) -> Setting:
-        """From the arguments of `fit`.
-
-        Raises:
-            ValueError, TypeError: as `fit`.
-        """
-        rules.resolve(cutoff, 1, 1, np.float32)
-        carry = checks.choice("out_of_span", out_of_span, ("drop", "carry")) == "carry"
-        flags = {name: bool(flag) for name, flag in flags.items()}
-        observables, stabilize = resolve(observables), checks.stabilizer(stabilize)
-        if stabilize == "project" and (observables.momentum or observables.observed.delay > 1):
-            raise checks.InputError(
-                f'stabilize: "project" would hold {observables} back though nothing diverges; use "clip" or a radius'
-            )
-        return cls(cutoff, observables, stabilize, carry, **flags)
-
-    @property
-    def plain(self) -> bool:
-        """Whether the published factors are all there is to it, save eigenvalues that are clipped."""
-        return self.observables.identity and self.stabilize != "project" and not self.carry
-
-    def fitted(self, backend, X) -> backends.observed.Lifted:
-        """Operators of the snapshots X (m+1, ..., n), as published."""
-        observed = self.observables.observed
-        rule = rules.resolve(self.cutoff, *observed.shape(X.shape[-1], len(X)), X.dtype)
-        if not self.plain:
-            return backends.observed.fit(
-                backend, X, rule, observed, refine=self.refine, gains=self.stabilize == "project"
-            )
-        factors = backend.fit(X, rule, refine=self.refine)
-        return backends.observed.Lifted(factors, backend.xp.zeros(factors.start.shape), None, None, None)
-
-    def stabilized(self, backend, found: backends.observed.Lifted) -> tuple[backends.observed.Lifted, Any]:
-        """The operators that `stabilize` makes of them, and the condition number of the eigenvectors it used."""
-        condition = backend.xp.ones(len(found.factors.rank))
-        if self.stabilize == "project":
-            found = backends.observed.non_expansive(backend, found)
-        elif self.stabilize is not None:
-            factors, condition = backend.clip(found.factors, self.stabilize)
-            found = found._replace(factors=factors)
-        return found, condition
+def stabilized(backend, found: backends.observed.Lifted, options: Options) -> tuple[backends.observed.Lifted, Any]:
+    """The operators that `stabilize` makes of them, and the condition number of the eigenvectors it used."""
+    condition = backend.xp.ones(len(found.factors.rank))
+    if options.project:
+        found = backends.observed.non_expansive(backend, found)
+    elif options.stabilize is not None:
+        factors, condition = backend.clip(found.factors, options.stabilize)
+        found = found._replace(factors=factors)
+    return found, condition
 
 
 def in_scope(method):
@@ -163,37 +131,40 @@ class KoopmanOperator:
     """
 
     @classmethod
-    def over(cls, X, setting: Setting, spread) -> KoopmanOperator:
+    def over(cls, X, options: Options, spread) -> KoopmanOperator:
         """From time-major snapshots X (m+1, ..., n), unchecked; spread: what fits blocks of which X is a part."""
         source = arrays.read(X)
         with source.scope():
-            return cls(source.data, setting, backend_for(source), source, spread)
+            return cls(source.data, options, backend_for(source), source, spread)
 
-    def __init__(self, snapshots, setting: Setting, backend, source: arrays.Array, spread=None):
-        self._X, self._setting, self.backend, self._xp, self._source = snapshots, setting, backend, backend.xp, source
-        self._spread = spread
-        observed, columns = setting.observables.observed, len(snapshots)
-        self._batch, self._n = snapshots.shape[1:-1], setting.observables.weights(snapshots.shape[-1])
+    def __init__(
+        self, snapshots, options: Options, backend, source: arrays.Array, spread=None, *, refine=False,
+        check_finite=True,
+    ):  # fmt: skip
+        self._X, self.options, self.backend, self._xp, self._source = snapshots, options, backend, backend.xp, source
+        self._spread, self._check_finite = spread, check_finite
+        observed, columns = options.observables.observed, len(snapshots)
+        self._batch, self._n = snapshots.shape[1:-1], options.observables.weights(snapshots.shape[-1])
         rows, self._pairs = observed.delay * snapshots.shape[-1], columns - observed.delay
         self._tall = spread is not None or observed.tall(snapshots.shape[-1], columns)
         self._large = backend.plan(1, rows, self._pairs, snapshots.dtype).engine == "library"
         if spread is None:
-            found = setting.fitted(backend, snapshots)
+            found = operators(backend, snapshots, options, refine=refine)
         else:
             found = backends.observed.moved(backend.xp, spread.fitted(backend.host(snapshots)))
         self._published = found.factors
         with np.errstate(over="ignore", invalid="ignore"):
-            found, self._eigenvector_condition = setting.stabilized(backend, found)
+            found, self._eigenvector_condition = stabilized(backend, found, options)
         self._lifted = found._replace(gains=None)
-        constant = setting.carry or observed.affine
-        self._factors = self._augmented(setting.carry) if constant else found.factors
+        constant = options.carry or observed.affine
+        self._factors = self._augmented(options.carry) if constant else found.factors
         self._readout = self._reading(snapshots)
 
     def _reading(self, snapshots) -> Readout:
         """How weights are read out of these snapshots."""
         read = None if snapshots is None else snapshots[..., : self._n]
         if read is not None and self._tall:
-            read = read[self._setting.observables.observed.delay - self._setting.carry :]
+            read = read[self.options.observables.observed.delay - self.options.carry :]
         return Readout(self.backend, read, self._tall, self._large)
 
     def released(self) -> KoopmanOperator:
@@ -212,13 +183,13 @@ class KoopmanOperator:
     def _augmented(self, carry: bool):
         """The factors with the constant, and, if it is to be carried, what they do not represent of the last state."""
         return backends.observed.augmented(
-            self.backend, self._lifted, self._pairs, self._setting.observables.observed, carry
+            self.backend, self._lifted, self._pairs, self.options.observables.observed, carry
         )
 
     @functools.cached_property
     def _linear(self):
         """Factors of the operator itself, a constant that it observes included."""
-        affine = self._setting.observables.observed.affine
+        affine = self.options.observables.observed.affine
         return self._augmented(False) if affine else self._lifted.factors
 
     def _report(self, values):
@@ -247,7 +218,7 @@ class KoopmanOperator:
         """
         counts, single = checks.step_counts(steps)
         states = self._states(counts)
-        check_finite = self._setting.check_finite if check_finite is None else check_finite
+        check_finite = self._check_finite if check_finite is None else check_finite
         if check_finite and self._source.device is None and (counts.max(initial=0) > 1 or self._source.dtype):
             warn_of_overflow(states, self._published.route, self._batch, self._source)
         out = states.reshape(len(counts), *self._batch, self._n)
@@ -308,7 +279,7 @@ class KoopmanOperator:
         Args:
             check_finite: as `predict`.
         """
-        check_finite = self._setting.check_finite if check_finite is None else check_finite
+        check_finite = self._check_finite if check_finite is None else check_finite
         watched = self._published.route if check_finite and self._source.device is None else None
         return Walk(States([self.parts]), self._batch, self._source, watched)
 
@@ -347,7 +318,7 @@ class KoopmanOperator:
         """Observables (B, rows, k) float64 a step after those with coordinates y (B, k, r)."""
         y = self._xp.ascontiguousarray(y)
         rows = self._observables_of(self._linear.readout, y, after=True)
-        if self._setting.observables.observed.affine:
+        if self.options.observables.observed.affine:
             rows = self._xp.concatenate([rows, y[:, :, :1].swapaxes(1, 2)], axis=1)
         return rows
 
@@ -357,7 +328,7 @@ class KoopmanOperator:
         if not self._tall:
             return rows
         coefficients = self._xp.ascontiguousarray(rows.swapaxes(1, 2))
-        delay = self._setting.observables.observed.delay
+        delay = self.options.observables.observed.delay
         first = [delay - 1 - k + after for k in range(delay)]
         return self._xp.concatenate(
             [self._combine(self._X[at : at + self._pairs], coefficients) for at in first], axis=1
@@ -370,7 +341,7 @@ class KoopmanOperator:
 
     def _mean(self, after: bool):
         """Means over the columns of Fp (if `after`) or of F: (B, delay n) float64."""
-        delay, shape = self._setting.observables.observed.delay, (math.prod(self._batch), self._X.shape[-1])
+        delay, shape = self.options.observables.observed.delay, (math.prod(self._batch), self._X.shape[-1])
         first = (delay - 1 - k + after for k in range(delay))
         shares = self._xp.full((shape[0], 1, self._pairs), 1.0 / self._pairs)
         parts = (self._combine(self._X[at : at + self._pairs], shares) for at in first)
@@ -388,14 +359,14 @@ class KoopmanOperator:
         left = self._observables_of(own.readout, identity, after=True)
         right = self._observables_of(own.basis, identity, after=False)
         K = left @ right.swapaxes(1, 2)
-        if self._setting.observables.observed.affine:
+        if self.options.observables.observed.affine:
             A, rows = K, K.shape[1]
             K = xp.zeros((len(A), rows + 1, rows + 1))
             K[:, :rows, :rows], K[:, rows, rows] = A, 1.0
             K[:, :rows, rows] = self._mean(after=True) - xp.einsum("bij,bj->bi", A, self._mean(after=False))
         with np.errstate(over="ignore"):
             K = self._known(K.astype(self._X.dtype))
-        if self._setting.check_finite and self._source.device is None:
+        if self._check_finite and self._source.device is None:
             numbers = K.reshape(len(K), K.shape[1] ** 2)
             warn_of_overflow(numbers, self._published.route, self._batch, self._source, checks.matrix_overflow)
         return self._source.wrap(K.reshape(*self._batch, *K.shape[1:]))
@@ -482,8 +453,8 @@ class KoopmanOperator:
     @in_scope
     @np.errstate(over="ignore", invalid="ignore")
     def _residuals(self):
-        xp, own, observed, rows = self._xp, self._lifted.factors, self._setting.observables.observed, self._X.shape[-1]
-        carry = self._setting.carry
+        xp, own, observed, rows = self._xp, self._lifted.factors, self.options.observables.observed, self._X.shape[-1]
+        carry = self.options.carry
         last, before = self._weights(-1), self._weights(-2)
         if self._tall:
             # the state before is F e, so U^T F e = S V^T e; rows of the basis (V S^-1)^T have norm 1/s
@@ -528,10 +499,9 @@ class KoopmanOperator:
     @functools.cached_property
     @in_scope
     def _holdouts(self):
-        if self._pairs - 1 < 1 + self._setting.observables.observed.affine:
+        if self._pairs - 1 < 1 + self.options.observables.observed.affine:
             return self._xp.full(len(self._factors.rank), np.nan)
-        setting = self._setting._replace(refine=False)
-        earlier = KoopmanOperator(self._X[:-1], setting, self.backend, self._source, self._spread)
+        earlier = KoopmanOperator(self._X[:-1], self.options, self.backend, self._source, self._spread)
         state = earlier._states(np.array([1]))[0]
         last, before = self._weights(-1), self._weights(-2)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -556,11 +526,11 @@ class KoopmanOperator:
         rank, edge = self._host(self._published.rank), self._host(self._published.edge)
         B = len(rank)
         blocks = f"{B} block{'s' * (B != 1)} of {self._n} weights, {self._pairs} pairs"
-        observed = "" if str(self._setting.observables) == "identity" else f"{self._setting.observables}; "
+        observed = "" if str(self.options.observables) == "identity" else f"{self.options.observables}; "
         span = f"{rank.min()}..{rank.max()}" if B else "-"
         routes = ", ".join(np.unique(self.route)) if B else "-"
         return (
-            f"KoopmanOperator({blocks}; {observed}rank {span} by {rules.describe(self._setting.cutoff)}; "
+            f"KoopmanOperator({blocks}; {observed}rank {span} by {rules.describe(self.options.cutoff)}; "
             f"route {routes}; {int(edge.sum())} on the edge)"
         )
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from .. import checks
 from .. import cutoff as rules
-from ..operator import KoopmanOperator, Setting, fit
+from ..operator import KoopmanOperator, fit
+from ..options import Options
 from ..partition import Group, Parameter, groups
 from .buffers import HALVES, Recording
 from .checkpoint import VERSION, sealed, unsealed
@@ -105,7 +106,7 @@ class KoopmanPhase:
             raise checks.InputError(
                 f"storage_dtype: expected torch.float32, torch.float64 or torch.bfloat16, got {storage_dtype}"
             )
-        self._setting = Setting.of(cutoff, observables, stabilize, out_of_span)
+        self._setting = Options(cutoff, observables, stabilize, out_of_span)
         self._fit_options = {
             "cutoff": cutoff, "observables": observables, "stabilize": stabilize, "out_of_span": out_of_span,
         }  # fmt: skip
@@ -298,7 +299,7 @@ class KoopmanPhase:
         if unknown := set(options) - set(self._fit_options):
             raise TypeError(f"fit: expected {', '.join(self._fit_options)}, got {', '.join(sorted(unknown))}")
         options = {**self._fit_options, **options}
-        setting = Setting.of(*options.values())
+        setting = Options(*options.values())
         if setting.observables.momentum != self._setting.observables.momentum:
             raise checks.InputError(
                 "observables: Momentum() is decided when a phase is made, for what it records; make another phase"

@@ -9,7 +9,7 @@ from .. import checks
 from .. import cutoff as rules
 from ..cutoff import Rank
 from ..observables import Affine, resolve
-from ..operator import Setting
+from ..options import Options
 from ..partition import GRANULARITIES
 from .problems import datasets, oscillator
 from .training import OPTIMIZERS
@@ -98,7 +98,7 @@ class Config:
         lr = OPTIMIZERS[self.optimizer][1] if self.lr is None else self.lr
         if not (isinstance(lr, (int, float)) and math.isfinite(lr) and lr > 0):
             raise checks.InputError(f"lr: expected a number > 0, got {lr}")
-        observables = Setting.of(self.cutoff, self.observables, self.stabilize, self.out_of_span).observables
+        observables = Options(self.cutoff, self.observables, self.stabilize, self.out_of_span).observables
         if observables.momentum and self.optimizer not in WITH_VELOCITY:
             raise checks.InputError(
                 f"observables: Momentum() needs an optimizer with velocities, {' or '.join(WITH_VELOCITY)}, got "

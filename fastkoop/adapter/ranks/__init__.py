@@ -22,10 +22,10 @@ import torch
 import torch.distributed as dist
 
 from ... import backends
-from ... import cutoff as rules
 from ...backends import kernels
 from ...checks import InputError
-from ...operator import KoopmanOperator, Setting
+from ...operator import KoopmanOperator
+from ...options import Options
 from ...partition import Group, Parameter, Piece
 
 
@@ -280,7 +280,7 @@ def _split(group: Group, shards: dict[str, Shard | None], ranks, flat: bool) -> 
     return own, Spread(ranks, group.n, *widths[1:])
 
 
-def exchange(blocks: int, spread: Spread, snapshots: int, setting: Setting, itemsize: int) -> tuple[str, int]:
+def exchange(blocks: int, spread: Spread, snapshots: int, setting: Options, itemsize: int) -> tuple[str, int]:
     """What a fit of so many blocks exchanges, "gram" or "snapshots", whichever is fewer bytes, and how many."""
     numbers = spread.n * (1 + setting.observables.momentum)
     gram, data = 8 * blocks * snapshots**2, itemsize * blocks * snapshots * numbers
@@ -294,7 +294,7 @@ class Together:
     What `KoopmanOperator` asks for its blocks' other parts: `fitted` and `sum`. Every rank has to call them.
     """
 
-    def __init__(self, spread: Spread, setting: Setting, n: int):
+    def __init__(self, spread: Spread, setting: Options, n: int):
         self._spread, self._ranks, self._setting, self._n = spread, spread.ranks, setting, n
 
     @property
@@ -316,16 +316,14 @@ class Together:
         """Operators of whole blocks from this rank's snapshots X (m+1, rows, numbers) and those of the others."""
         observed, own = self._setting.observables.observed, self.own(X)
         numbers = self._spread.n * (1 + self._setting.observables.momentum)
-        rule = rules.resolve(self._setting.cutoff, *observed.shape(numbers, len(X)), X.dtype)
-        gains = self._setting.stabilize == "project"
+        rule = self._setting.rule(numbers, len(X), X.dtype)
+        gains = self._setting.project
         S = np.zeros((X.shape[1], len(X), len(X)))
         if own.shape[-1]:
             S = backends.observed.gram(kernels, own, observed)
         S = self._ranks.sum("fit", S)
         found = backends.observed.from_gram(kernels, S, numbers, observed, rule, X.dtype, gains=gains)
-        suspects = (
-            np.arange(X.shape[1]) if self._setting.refine else backends.observed.unsettled(kernels, found, X.dtype)
-        )
+        suspects = backends.observed.unsettled(kernels, found, X.dtype)
         if not len(suspects):
             return found
         stand_in = self._stand_in(own[:, suspects], observed.affine)
@@ -385,7 +383,7 @@ class _Walk:
         return self._walk.step(count, ahead)[..., self._columns]
 
 
-def fit_spread(X: torch.Tensor, n: int, spread: Spread, setting: Setting):
+def fit_spread(X: torch.Tensor, n: int, spread: Spread, setting: Options):
     """Operators of a group's blocks, spread over ranks, from this rank's snapshots X (m+1, rows, numbers).
 
     n: weights of a row on this rank. Every rank calls this, with as many snapshots.

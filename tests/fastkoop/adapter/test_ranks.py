@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fastkoop.adapter.ranks import Shard, Spread, exchange, localized  # noqa: E402
-from fastkoop.operator import Setting  # noqa: E402
+from fastkoop.options import Options  # noqa: E402
 from fastkoop.partition import Parameter, groups  # noqa: E402
 
 RANKS = pathlib.Path(__file__).with_name("ranks.py")
@@ -182,5 +182,5 @@ def test_quasi_nodes_are_not_cut():
                                         (3000, 1876, "snapshots", 4 * 3000 * 1876), (100, 9, "gram", 8 * 81)],
 )  # fmt: skip
 def test_whatever_is_fewer_bytes_is_exchanged(n, snapshots, how, size):
-    setting = Setting.of("jax", "identity", None, "drop")
+    setting = Options("jax", "identity", None, "drop")
     assert exchange(1, Spread(None, n, 0, 0), snapshots, setting, 4) == (how, size)
