@@ -11,7 +11,7 @@ from .linalg import pinv, predict
 from .observables import Affine, Delay, Momentum
 from .operator import KoopmanOperator, fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Affine", "Delay", "Energy", "InputError", "KoopmanOperator", "Momentum", "Rank", "fit", "get_num_threads",
     "kernels", "pinv", "predict", "set_num_threads",

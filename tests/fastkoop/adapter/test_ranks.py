@@ -129,10 +129,10 @@ def test_a_rank_that_is_lost_is_told_in_time(how, tmp_path):
     assert heard["same"] and heard["seconds"] < 30
 
 
-def test_the_example_of_the_readme(tmp_path):
-    readme = (RANKS.parents[3] / "README.md").read_text()
+def test_the_example_of_the_guide(tmp_path):
+    guide = (RANKS.parents[3] / "fastkoop" / "guide" / "ranks.md").read_text()
     script = tmp_path / "train.py"
-    example = readme.partition("<!-- fsdp -->\n```python\n")[2].partition("```")[0]
+    example = guide.partition("<!-- fsdp -->\n```python\n")[2].partition("```")[0]
     leave = "import os, sys\nsys.stdout.flush()\nos._exit(0)\n"  # as in ranks.py
     script.write_text(example + leave)
     done = torchrun(2, script)
