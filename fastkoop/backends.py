@@ -11,7 +11,8 @@ from . import kernels
 from .checks import InputError, integer
 from .interop.arrays import Array
 from .kernels import observed
-from .kernels.cpu import ALONE_ORDER, COORDINATES
+from .kernels.contract import COORDINATES
+from .kernels.cpu import ALONE_ORDER
 from .kernels.cpu.lapack import tridiagonalize
 from .kernels.cpu.pool import each_block
 from .kernels.plan import NON_FINITE, ROUTES, Plan, plan, resolution

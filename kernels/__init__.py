@@ -22,14 +22,15 @@ memory safety needs: the public door, `fastkoop`, does that once.
 """
 
 from . import observed
-from .cpu import Factors, advance, combine, evolve, fit, gram, host, pinv, predict, reconstruct, rows_of, solve, xp
+from .contract import Backend, Factors, Rule
+from .cpu import advance, combine, evolve, fit, gram, host, pinv, predict, reconstruct, rows_of, solve, xp
 from .cpu.layout import aligned_empty
 from .cpu.pool import get_num_threads, set_num_threads
 from .plan import ROUTES, Plan, plan
 from .spectrum import clip, eigenvalues, modes
 
 __all__ = [
-    "ROUTES", "Factors", "Plan", "advance", "aligned_empty", "clip", "combine", "eigenvalues", "evolve", "fit",
-    "get_num_threads", "gram", "host", "modes", "observed", "pinv", "plan", "predict", "reconstruct", "rows_of",
-    "set_num_threads", "solve", "xp",
+    "ROUTES", "Backend", "Factors", "Plan", "Rule", "advance", "aligned_empty", "clip", "combine", "eigenvalues",
+    "evolve", "fit", "get_num_threads", "gram", "host", "modes", "observed", "pinv", "plan", "predict", "reconstruct",
+    "rows_of", "set_num_threads", "solve", "xp",
 ]  # fmt: skip

@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import cpu
-from .cpu import ALONE_ORDER, DIGITS, Factors, assemble, library, merge, quiet
-from .cpu import COORDINATES as FACTOR_COORDINATES
+from .contract import COORDINATES as FACTOR_COORDINATES
+from .contract import DIGITS, Factors
+from .cpu import ALONE_ORDER, library, quiet
 from .cpu.pool import each_block, get_num_threads
+from .factors import assemble, merge
 from .plan import NON_FINITE, UNRESOLVED, ZERO, resolution
 
 WORKSPACE = 1 << 27  # bytes of Gram matrices, or of converted numbers, that are worked on at a time

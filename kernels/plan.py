@@ -83,3 +83,17 @@ def resolution(n: int, m: int, dtype) -> Resolution:
     length, order = max(n, m), min(n, m)
     gram = (8.0 + 2.0 * math.sqrt(order) + math.sqrt(length) + length / 4096) * eps
     return Resolution(gram, (4.0 + 3.0 * math.sqrt(order)) * eps, gram / TOLERANCE[np.dtype(dtype)])
+
+
+def triage(size, last):
+    """EIGEN if a Gram matrix of this trace is usable beside |x_last|^2, else NON_FINITE, ZERO, or SVD, which scales."""
+    if LEAST_TRACE < size < MOST_TRACE and last < MOST_TRACE:
+        return EIGEN
+    if not math.isfinite(size + last):
+        return NON_FINITE
+    return SVD if size > 0.0 else ZERO
+
+
+def unit_of(size):
+    """The power of two that data with this sum of squares is divided by, so that its Gram matrix has a trace near 1."""
+    return math.ldexp(1.0, math.frexp(size)[1] // 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cpu import Factors
+from .contract import Factors
 
 
 def _finite(factors: Factors):

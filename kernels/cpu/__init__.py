@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import numpy as np
 
-from ..cutoffs import KINDS
+from ..contract import (
+    DIGITS,
+    Factors,
+    Rule,
+    ascending,
+    check_coefficients,
+    check_gram,
+    check_side,
+)
+from ..cutoffs import keeps_constant
+from ..factors import Reduced, assemble, merge, trim
 from ..plan import KERNEL_ORDER, NON_FINITE, SVD, UNRESOLVED, ZERO, Plan, plan, resolution
 from . import algebra, fused, library, svd
 from . import gram as blocks
@@ -15,32 +24,11 @@ from .layout import Blocks, aligned_empty, blocks_of
 from .pool import each_block, over_blocks
 
 xp = np  # the array module of this backend
-DIGITS = {np.dtype(np.float32): 24, np.dtype(np.float64): 53}
-COORDINATES = {"basis": (2,), "readout": (2,), "operator": (1, 2), "start": (1,)}  # axes of Factors that run over them
 
 # Blocks up to this order go through LAPACK several at a time with a BLAS thread each, larger ones one at a time.
 ALONE_ORDER = 1024
 # This many states from this many rows a block are a matrix product for BLAS.
 LIBRARY_STATES, LIBRARY_ROWS = 8, 64
-
-
-class Factors(NamedTuple):
-    """K of B blocks in r = max(rank) coordinates y = U^T w, with q = m (tall) or n (wide).
-
-    K = (Fp readout)(F basis)^T of a tall block and readout basis^T of a wide one; `operator` is U^T K U.
-    Columns past a block's own rank are zero.
-    """
-
-    basis: np.ndarray  # (B, q, r) float64: U = F basis (tall) or basis (wide), orthonormal columns
-    readout: np.ndarray  # (B, q, r) float64: y -> coefficients of Fp (tall) or weights (wide)
-    operator: np.ndarray  # (B, r, r) float64
-    start: np.ndarray  # (B, r) float64: U^T x_last
-    rank: np.ndarray  # (B,) int64
-    threshold: np.ndarray  # (B,) float64, in the units of the singular values of F
-    largest: np.ndarray  # (B,) float64 singular value; 0 where rank is 0
-    smallest: np.ndarray  # (B,) float64 singular value that counts; 0 where rank is 0
-    edge: np.ndarray  # (B,) bool: a singular value lies so near the threshold that rank +- 1 is as right
-    route: np.ndarray  # (B,) int8 index into plan.ROUTES
 
 
 def host(array: np.ndarray) -> np.ndarray:
@@ -51,12 +39,6 @@ def host(array: np.ndarray) -> np.ndarray:
 def rows_of(array: np.ndarray) -> Blocks:
     """Rows (q, ..., n) as `combine` takes them at least cost."""
     return blocks_of(array)
-
-
-def _rule(cutoff, dtype) -> tuple[int, float, int]:
-    """The cutoff as numbers: kind, value, significand bits of the data."""
-    kind, value = cutoff
-    return KINDS[kind], float(value), DIGITS[np.dtype(dtype)]
 
 
 def quiet(function):
@@ -98,8 +80,7 @@ def gram(X: np.ndarray, side: str | None = None) -> np.ndarray:
     NumPy: ``np.einsum("sbi,tbi->bst", X, X)`` for tall blocks.
     """
     source, n, m, how = _shape(X)
-    if side not in (None, "snapshots", "weights"):
-        raise ValueError(f'side: expected "snapshots", "weights" or None, got {side!r}')
+    check_side(side)
     wide = (side or how.side) == "weights"
     small = (n if wide else m) <= KERNEL_ORDER
     out = np.empty((len(source.offsets), 2 * n + 1, n) if wide else (len(source.offsets), m + 1, m + 1))
@@ -128,9 +109,7 @@ def solve(gram: np.ndarray, n: int, m: int, cutoff: tuple[str, float], dtype) ->
         Factors. Where float64 products cannot resolve the cutoff, route is "unresolved" and edge is set:
         the rank is then what the Gram matrix says, and only the data itself can tell better.
     """
-    expected = (m + 1, m + 1) if n > m else (2 * n + 1, n)
-    if gram.ndim != 3 or gram.shape[1:] != expected:
-        raise ValueError(f"gram: expected (B, {expected[0]}, {expected[1]}) for n={n}, m={m}, got {gram.shape}")
+    check_gram(gram, n, m)
     factors = _solve(gram, n, m, cutoff, dtype)
     unresolved = factors.route == SVD
     factors.route[unresolved], factors.edge[unresolved] = UNRESOLVED, True
@@ -140,7 +119,7 @@ def solve(gram: np.ndarray, n: int, m: int, cutoff: tuple[str, float], dtype) ->
 def _solve(gram: np.ndarray, n: int, m: int, cutoff, dtype) -> Factors:
     """`solve`, with route SVD where the Gram matrix does not suffice."""
     order, wide = min(n, m), n <= m
-    kind, value, digits = _rule(cutoff, dtype)
+    kind, value, digits = Rule(*cutoff).numbers(dtype)
     bounds = resolution(n, m, dtype)
     B = len(gram)
     if plan(B, n, m, dtype).engine == "library":
@@ -164,38 +143,7 @@ def _allocate(B: int, order: int, wide: bool) -> tuple[np.ndarray, ...]:
 
 def _factors(arrays: tuple[np.ndarray, ...]) -> Factors:
     basis, readout, operator, start, rank, reports, edge, route = arrays
-    return _trim(Factors(basis, readout, operator, start, rank, *reports.T.copy(), edge, route))
-
-
-def _trim(factors: Factors) -> Factors:
-    """Coordinates past the largest rank of the batch, dropped."""
-    r = int(factors.rank.max(initial=0))
-    if r == factors.operator.shape[1]:
-        return factors
-    basis = np.ascontiguousarray(factors.basis[:, :, :r])
-    readout = basis if factors.readout is factors.basis else np.ascontiguousarray(factors.readout[:, :, :r])
-    operator = np.ascontiguousarray(factors.operator[:, :r, :r])
-    return factors._replace(
-        basis=basis, readout=readout, operator=operator, start=np.ascontiguousarray(factors.start[:, :r])
-    )
-
-
-def assemble(parts: list[library.Reduced], order: int, xp=np) -> Factors:
-    """One Factors of a backend's arrays from blocks that were reduced one at a time."""
-    B, r = len(parts), max((part.rank for part in parts), default=0)
-    shared = all(part.readout is part.basis for part in parts)
-    basis, operator, start = xp.zeros((B, order, r)), xp.zeros((B, r, r)), xp.zeros((B, r))
-    readout = basis if shared else xp.zeros((B, order, r))
-    for b, part in enumerate(parts):
-        k = part.rank
-        if not k:
-            continue
-        basis[b, :, :k], readout[b, :, :k] = part.basis, part.readout
-        operator[b, :k, :k], start[b, :k] = part.operator, part.start
-    columns = list(zip(*[part[4:] for part in parts], strict=True)) or [()] * 6
-    dtypes = (np.int64, np.float64, np.float64, np.float64, np.bool_, np.int8)
-    reports = (xp.asarray(np.array(column, dtype)) for column, dtype in zip(columns, dtypes, strict=True))
-    return Factors(basis, readout, operator, start, *reports)
+    return trim(Factors(basis, readout, operator, start, rank, *reports.T.copy(), edge, route))
 
 
 def _by_lapack(source: Blocks, cutoff: tuple[str, float]) -> Factors:
@@ -203,7 +151,7 @@ def _by_lapack(source: Blocks, cutoff: tuple[str, float]) -> Factors:
     n, m = source.n, source.columns - 1
     bounds, digits, order = resolution(n, m, source.dtype), DIGITS[source.dtype], min(n, m)
 
-    def reduce(b: int) -> library.Reduced:
+    def reduce(b: int) -> Reduced:
         return library.reduce_svd(source.block(b), cutoff, digits, bounds)
 
     return assemble(_each(reduce, len(source.offsets), order), order)
@@ -215,7 +163,7 @@ def _exactly(source: Blocks, cutoff: tuple[str, float]) -> Factors:
     order = min(n, m)
     if order > KERNEL_ORDER:
         return _by_lapack(source, cutoff)
-    kind, value, digits = _rule(cutoff, source.dtype)
+    kind, value, digits = Rule(*cutoff).numbers(source.dtype)
     arrays = _allocate(B, order, n <= m)
     over_blocks(
         svd.svd_range, B, B * (4 * n * m * order + 16 * order**3), *source[:5], m, kind, value, digits,
@@ -224,25 +172,6 @@ def _exactly(source: Blocks, cutoff: tuple[str, float]) -> Factors:
     factors = _factors(arrays)
     failed = np.flatnonzero(factors.route == UNRESOLVED)
     return merge(factors, failed, _by_lapack(source.only(failed), cutoff)) if len(failed) else factors
-
-
-def merge(factors: Factors, chosen: np.ndarray, exact: Factors) -> Factors:
-    """Factors with those of the chosen blocks put in their place."""
-    r = max(factors.operator.shape[1], exact.operator.shape[1])
-    merged = {}
-    for name in Factors._fields:
-        old, new = getattr(factors, name), getattr(exact, name)
-        if name == "readout" and factors.readout is factors.basis and exact.readout is exact.basis:
-            merged[name] = merged["basis"]
-            continue
-        merged[name] = _widened(old, COORDINATES.get(name, ()), r)
-        merged[name][chosen] = _widened(new, COORDINATES.get(name, ()), r)
-    return _trim(Factors(**merged))
-
-
-def _widened(array: np.ndarray, axes: tuple[int, ...], r: int) -> np.ndarray:
-    """A copy with zeros appended along some axes, up to r."""
-    return np.pad(array, [(0, r - size if axis in axes else 0) for axis, size in enumerate(array.shape)])
 
 
 @quiet
@@ -274,9 +203,7 @@ def evolve(factors: Factors, steps: np.ndarray) -> np.ndarray:
     readout operator^(steps - 1) start, one small product a step, or repeated squaring over long gaps.
     """
     B, q, r = factors.readout.shape
-    steps = np.ascontiguousarray(steps, np.int64)
-    if len(steps) and (steps[0] < 1 or (np.diff(steps) < 0).any()):
-        raise ValueError(f"steps: expected ascending counts >= 1, got {steps}")
+    steps = ascending(steps)
     out = np.empty((B, len(steps), q))
     work = out.size * r + B * r * r * int(steps[-1] if len(steps) else 0)
     over_blocks(
@@ -301,12 +228,8 @@ def combine(rows: np.ndarray | Blocks, coefficients: np.ndarray, *, products: bo
     not depend on how many there are. NumPy: ``np.einsum("bkq,qbn->kbn", coefficients, rows)``.
     """
     source = rows if isinstance(rows, Blocks) else blocks_of(rows)
+    check_coefficients(coefficients, len(source.offsets), source.columns)
     B, states, q = coefficients.shape
-    if B != len(source.offsets) or q > source.columns:
-        raise ValueError(
-            f"coefficients: expected (B, k, q) with B = {len(source.offsets)} and q <= {source.columns} rows, "
-            f"got {coefficients.shape}"
-        )
     out = aligned_empty((states, B, source.n), source.dtype)
     if products and states >= LIBRARY_STATES and q >= LIBRARY_ROWS:
         _combine_large(source, coefficients, out)
@@ -374,7 +297,7 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
         out[:] = X[-1].reshape(B, n)
         out[~finite] = np.nan
         return out, np.where(finite, route, NON_FINITE).astype(np.int8)
-    kind, value, digits = _rule(cutoff, source.dtype)
+    kind, value, digits = Rule(*cutoff).numbers(source.dtype)
     bounds = resolution(n, m, source.dtype)
     if how.engine == "library" and steps > 1:
         return _follow(source, fit(X, cutoff), steps)
@@ -384,7 +307,7 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
             return library.step_block(source.block(b), n <= m, cutoff, digits, bounds, out[b])
 
         route[:] = _each(step, B, how.order)
-    elif n == 1 and algebra.keeps_rank_one(kind, value):
+    elif n == 1 and keeps_constant(kind, value):
         beside = bool((np.diff(source.offsets) == 1).all())
         over_blocks(
             fused.predict_scalars, B, 2 * B * m, source.flat, source.offsets, source.time_stride, beside, m, steps,
@@ -405,7 +328,7 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
 def _predict_exactly(source: Blocks, steps: int, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarray]:
     """`predict` for steps >= 1 from the triangle or the SVD of every block itself."""
     n, m, B = source.n, source.columns - 1, len(source.offsets)
-    kind, value, digits = _rule(cutoff, source.dtype)
+    kind, value, digits = Rule(*cutoff).numbers(source.dtype)
     order, states, routes = min(n, m), np.empty((B, n), source.dtype), np.full(B, UNRESOLVED, np.int8)
     if order <= KERNEL_ORDER:
         over_blocks(
@@ -439,7 +362,7 @@ def pinv(F: np.ndarray, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarr
     """
     source = blocks_of(F)
     B, n, m = len(source.offsets), source.n, source.columns
-    kind, value, digits = _rule(cutoff, source.dtype)
+    kind, value, digits = Rule(*cutoff).numbers(source.dtype)
     bounds, wide = resolution(n, m, source.dtype), n <= m
     out, route = aligned_empty((B, m, n), source.dtype), np.zeros(B, np.int8)
     if plan(B, n, m, source.dtype).engine == "kernel":

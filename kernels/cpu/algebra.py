@@ -1,4 +1,4 @@
-"""Numba: the algebra of one block between its Gram matrix and its prediction, in the letters of blocks.py.
+"""Numba: the algebra of one block between its Gram matrix and its prediction, in the letters of kernels/__init__.py.
 
 The certificate, the truncated eigenproblem, the reduced operator and its powers; then loops over a range of blocks.
 """
@@ -9,8 +9,7 @@ import math
 
 import numpy as np
 
-from ..cutoffs import MEDIAN, RELATIVE, SPACING, limit, resolved, select
-from ..plan import EIGEN, LEAST_TRACE, MOST_TRACE, NON_FINITE, SVD, ZERO
+from ..plan import EIGEN, NON_FINITE, SVD, ZERO
 from .dense import (
     EPS,
     axpy,
@@ -28,6 +27,16 @@ from .dense import (
 )  # fmt: skip
 from .gram import is_finite
 from .jit import jit
+from .selection import (
+    companion_squaring_pays,
+    limit,
+    needs_largest_only,
+    resolved,
+    select,
+    squaring_pays,
+    triage,
+    unit_of,
+)
 from .simd import tile_of
 
 
@@ -38,16 +47,6 @@ def trace(S, n):
     for i in range(n):
         total += S[i, i]
     return total
-
-
-@jit
-def triage(size, last):
-    """EIGEN if a Gram matrix of this trace is usable beside |x_last|^2, else NON_FINITE, ZERO, or SVD, which scales."""
-    if LEAST_TRACE < size < MOST_TRACE and last < MOST_TRACE:
-        return EIGEN
-    if not math.isfinite(size + last):
-        return NON_FINITE
-    return SVD if size > 0.0 else ZERO
 
 
 @jit
@@ -65,20 +64,14 @@ def triage_block(size, last, flat, start, time_stride, stride, n, columns):
 
 
 @jit
-def keeps_rank_one(kind, value):
-    """Whether the rule keeps the one singular value of a constant trajectory, so that K x = x."""
-    return kind != MEDIAN and (kind != RELATIVE or value < 1.0)
-
-
-@jit
 def normalize(S, rows, columns, size):
     """Scale S by a power of 4 so that its trace is near 1; the power of 2 that the data was scaled by."""
-    half = math.frexp(size)[1] // 2
-    factor = math.ldexp(1.0, -2 * half)
+    unit = unit_of(size)
+    factor = 1.0 / (unit * unit)
     for i in range(rows):
         for j in range(columns):
             S[i, j] *= factor
-    return math.ldexp(1.0, half)
+    return unit
 
 
 @jit
@@ -90,7 +83,7 @@ def certified(S, n, kind, value, digits, scale, resolution, R):
     1989). The largest eigenvalue is at most ||S||_F. Reads the upper triangle; R is scratch. kind must be one that
     only needs the largest singular value.
     """
-    if kind != RELATIVE and kind != SPACING:
+    if not needs_largest_only(kind):
         return False
     total = 0.0
     for i in range(n):
@@ -117,7 +110,7 @@ def _judge(squares, n, kind, value, digits, scale, resolution):
 def decompose(G, n, kind, value, digits, scale, resolution, work, d, Z):
     """Eigenpairs of G (overwritten), the rank and whether the Gram route may answer.
 
-    Returns (status, rank, threshold, edge): EIGEN, or SVD where the Gram matrix cannot tell.
+    Returns (route, rank, threshold, edge): EIGEN, or SVD where the Gram matrix cannot tell.
     """
     if not (eigh(G, n, d, Z, work) and math.isfinite(d[0])):
         return SVD, 0, 0.0, False
@@ -129,7 +122,7 @@ def decompose(G, n, kind, value, digits, scale, resolution, work, d, Z):
 def truncated_solve(A, n, x, kind, value, digits, scale, resolution, work, spectrum, rotations, sweeps):
     """x <- A^+ x, truncated, without eigenvectors: the rotations of QL go to x and, undone, back.
 
-    Returns the status EIGEN, or SVD where the Gram matrix A cannot tell; A is overwritten. spectrum is a
+    Returns the route EIGEN, or SVD where the Gram matrix A cannot tell; A is overwritten. spectrum is a
     (2, >= n) scratch, for the eigenvalues as QL leaves them and largest first.
     """
     tridiagonalize(A, n, spectrum[0], work[3], work[4], work)
@@ -217,7 +210,7 @@ def companion(a, m, M):
 @jit
 def advance(M, n, y, steps, spare, P, Q):
     """y <- M^steps y: one product a step, or repeated squaring where that is less work. P, Q are n x n scratch."""
-    if steps > 64 and steps > 4.0 * n * math.log2(steps):
+    if squaring_pays(steps, n):
         P[:n, :n] = M[:n, :n]
         while steps:
             if steps & 1:
@@ -236,7 +229,7 @@ def advance(M, n, y, steps, spare, P, Q):
 @jit
 def advance_companion(a, m, steps, c, spare, M, P, Q):
     """c <- (F^+ Fp)^steps c for a full-rank tall block: a scalar recurrence, O(m) a step."""
-    if steps > 4.0 * m * m * math.log2(steps + 2.0):
+    if companion_squaring_pays(steps, m):
         companion(a, m, M)
         advance(M, m, c, steps, spare, P, Q)
         return
@@ -266,7 +259,7 @@ def advance_wide(R, D, n, steps, w, spare, y):
 @jit
 def solve_range(
     first, last, gram, order, wide, kind, value, digits, resolution, basis, readout, operator, start, rank, reports,
-    edge, status,
+    edge, route,
 ):  # fmt: skip
     """Reduced operators from Gram matrices. reports[b] = threshold, largest and smallest kept singular value."""
     rows, columns = gram.shape[1], gram.shape[2]
@@ -278,18 +271,18 @@ def solve_range(
         size = trace(S, order)
         last2 = dot(S[2 * order], S[2 * order], order) if wide else S[order, order]
         reports[b, :] = 0.0
-        status[b] = triage(size, last2)
-        if status[b] != EIGEN:
+        route[b] = triage(size, last2)
+        if route[b] != EIGEN:
             continue
         scale = normalize(S, 2 * order if wide else rows, columns, size)
         G[:, :order] = S[:order, :order]
-        status[b], kept, threshold, edge[b] = decompose(G, order, kind, value, digits, scale, resolution, work, d, Z)
+        route[b], kept, threshold, edge[b] = decompose(G, order, kind, value, digits, scale, resolution, work, d, Z)
         rank[b] = kept
         reports[b, 0] = threshold * scale
         if kept:
             reports[b, 1] = math.sqrt(d[0]) * scale
             reports[b, 2] = math.sqrt(max(d[kept - 1], 0.0)) * scale
-        if status[b] == SVD:
+        if route[b] == SVD:
             if kept and d[kept - 1] <= 0.0:
                 continue  # nothing a Gram matrix could say
         if wide:

@@ -5,8 +5,6 @@ A block's data is read twice, the second time from cache; nothing of it but the 
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from ..plan import CHOLESKY, CONSTANT, EIGEN, NON_FINITE, SVD
@@ -17,7 +15,6 @@ from .algebra import (
     certified,
     decompose,
     inverse_apply,
-    keeps_rank_one,
     normalize,
     reduce_snapshots,
     reduce_weights,
@@ -38,6 +35,7 @@ from .gram import (
     whole_width,
 )
 from .jit import jit, jit_sums
+from .selection import keeps_constant, squaring_pays
 from .simd import tile_of
 
 SCALARS = 2048  # blocks of one weight that are taken side by side
@@ -45,7 +43,7 @@ SCALARS = 2048  # blocks of one weight that are taken side by side
 
 @jit
 def predict_tall(
-    first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, out, status
+    first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, out, route
 ):
     """out[b] = K^steps x_last, steps >= 1, fused: reads the block twice (the second time from cache)."""
     rows = padded(m + 1)
@@ -60,17 +58,17 @@ def predict_tall(
         ahead = offsets[b + 1] if b + 1 < last else -1
         gram_snapshots(flat, begin, time_stride, stride, n, m + 1, ahead, tile, S)
         size = trace(S, m)
-        status[b] = triage_block(size, S[m, m], flat, begin, time_stride, stride, n, m + 1)
+        route[b] = triage_block(size, S[m, m], flat, begin, time_stride, stride, n, m + 1)
         c[:] = 0.0
-        if status[b] != EIGEN:
-            c[:] = np.nan if status[b] == NON_FINITE else 0.0
-        elif keeps_rank_one(kind, value) and is_constant(flat, begin, time_stride, stride, n, m + 1):
-            status[b] = CONSTANT
+        if route[b] != EIGEN:
+            c[:] = np.nan if route[b] == NON_FINITE else 0.0
+        elif keeps_constant(kind, value) and is_constant(flat, begin, time_stride, stride, n, m + 1):
+            route[b] = CONSTANT
             c[m - 1] = 1.0  # K x = x
         else:
             scale = normalize(S, m + 1, m + 1, size)
             if certified(S, m, kind, value, digits, scale, resolution, R):
-                status[b] = CHOLESKY
+                route[b] = CHOLESKY
                 for i in range(m):
                     R[i, i : m + 1] = S[i, i : m + 1]
                 cholesky(R, m, m + 1)
@@ -83,16 +81,16 @@ def predict_tall(
                 A[:, :m] = S[:m, :m]
                 if steps == 1:
                     c[:] = S[m, :m]
-                    status[b] = truncated_solve(
+                    route[b] = truncated_solve(
                         A, m, c, kind, value, digits, scale, resolution, work, spectrum, rotations, sweeps
                     )
                 else:
-                    status[b], rank, _, _ = decompose(A, m, kind, value, digits, scale, resolution, work, d, Z)
-                    if status[b] == EIGEN:
+                    route[b], rank, _, _ = decompose(A, m, kind, value, digits, scale, resolution, work, d, Z)
+                    if route[b] == EIGEN:
                         reduce_snapshots(S, m, rank, d, Z, basis, operator, y, work[0])
                         advance(operator, rank, y, steps - 1, spare, W, P)
                         matvec(basis, y, m, rank, c)
-        if status[b] != SVD:
+        if route[b] != SVD:
             apply_snapshots(flat, begin + time_stride, time_stride, stride, n, m, c, w)
             for i in range(n):
                 out[b, i] = w[i]
@@ -100,7 +98,7 @@ def predict_tall(
 
 @jit
 def predict_wide(
-    first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, out, status
+    first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, out, route
 ):
     """out[b] = K^steps x_last, steps >= 1, of wide blocks; one step needs no Fp F^T: x1 = Fp (F^T (C^+ x))."""
     rows = padded(n)
@@ -120,18 +118,18 @@ def predict_wide(
         for i in range(n):
             w[i] = flat[final + i * stride]
         size = trace(C, n)
-        status[b] = triage_block(size, dot(w, w, n), flat, begin, time_stride, stride, n, m + 1)
-        if status[b] != EIGEN:
-            w[:] = np.nan if status[b] == NON_FINITE else 0.0
-        elif keeps_rank_one(kind, value) and is_constant(flat, begin, time_stride, stride, n, m + 1):
-            status[b] = CONSTANT
+        route[b] = triage_block(size, dot(w, w, n), flat, begin, time_stride, stride, n, m + 1)
+        if route[b] != EIGEN:
+            w[:] = np.nan if route[b] == NON_FINITE else 0.0
+        elif keeps_constant(kind, value) and is_constant(flat, begin, time_stride, stride, n, m + 1):
+            route[b] = CONSTANT
         else:
             scale = normalize(C, n, n, size)
             if many:
                 normalize(D, n, n, size)
             full = certified(C, n, kind, value, digits, scale, resolution, R)
             if full:
-                status[b] = CHOLESKY
+                route[b] = CHOLESKY
                 for i in range(n):
                     R[i, i:n] = C[i, i:n]
                 cholesky(R, n, n)
@@ -140,7 +138,7 @@ def predict_wide(
                 A[:, :n] = C[:n, :n]
             if full and not many:
                 inverse_apply(R, n, w, spare, y)
-            elif full and steps > 64 and steps > 4.0 * n * math.log2(steps):
+            elif full and squaring_pays(steps, n):
                 for i in range(n):
                     inverse_apply(R, n, D[i], spare, operator[i])  # K = D C^-1, to be squared
                 advance(operator, n, w, steps, spare, W, P)
@@ -148,21 +146,21 @@ def predict_wide(
                 advance_wide(R, D, n, steps, w, spare, y)
             elif not many:
                 y[:] = w
-                status[b] = truncated_solve(
+                route[b] = truncated_solve(
                     A, n, y, kind, value, digits, scale, resolution, work, spectrum, rotations, sweeps
                 )
             else:
-                status[b], rank, _, _ = decompose(A, n, kind, value, digits, scale, resolution, work, d, Z)
-                if status[b] == EIGEN:
+                route[b], rank, _, _ = decompose(A, n, kind, value, digits, scale, resolution, work, d, Z)
+                if route[b] == EIGEN:
                     reduce_weights(D, w, n, rank, d, Z, basis, readout, operator, y)
                     advance(operator, rank, y, steps - 1, spare, W, P)
                     matvec(readout, y, n, rank, w)
-            if not many and status[b] != SVD:
+            if not many and route[b] != SVD:
                 unscale = 1.0 / (scale * scale)
                 for i in range(n):
                     y[i] *= unscale
                 apply_weights(flat, begin, time_stride, stride, n, m, y, tile, g, w)
-        if status[b] != SVD:
+        if route[b] != SVD:
             for i in range(n):
                 out[b, i] = w[i]
 
@@ -200,7 +198,7 @@ def lagged_beside(flat, start, time_stride, m, count, before, squares, crosses):
 
 
 @jit
-def predict_scalars(first, last, flat, offsets, time_stride, beside, m, steps, out, status):
+def predict_scalars(first, last, flat, offsets, time_stride, beside, m, steps, out, route):
     """out[b] = K^steps x_last of blocks of one weight, steps >= 1, K = sum of x_(t+1) x_t / sum of x_t^2.
 
     For rules that keep a block's only singular value. beside: blocks lie side by side, and are taken so.
@@ -216,22 +214,22 @@ def predict_scalars(first, last, flat, offsets, time_stride, beside, m, steps, o
         for i in range(count):
             b, start = begin + i, offsets[begin + i]
             x = np.float64(flat[start + m * time_stride])
-            status[b] = triage_block(squares[i], x * x, flat, start, time_stride, 1, 1, m + 1)
-            if status[b] == SVD:
+            route[b] = triage_block(squares[i], x * x, flat, start, time_stride, 1, 1, m + 1)
+            if route[b] == SVD:
                 continue
-            if status[b] != EIGEN:
-                x = np.nan if status[b] == NON_FINITE else 0.0
+            if route[b] != EIGEN:
+                x = np.nan if route[b] == NON_FINITE else 0.0
             elif crosses[i] == squares[i] and is_constant(flat, start, time_stride, 1, 1, m + 1):
-                status[b] = CONSTANT
+                route[b] = CONSTANT
             else:
-                status[b] = CHOLESKY
+                route[b] = CHOLESKY
                 x *= (crosses[i] / squares[i]) ** steps
             out[b, 0] = x
 
 
 @jit
 def pinv_range(
-    first, last, flat, offsets, time_stride, stride, n, m, wide, kind, value, digits, resolution, out, status
+    first, last, flat, offsets, time_stride, stride, n, m, wide, kind, value, digits, resolution, out, route
 ):
     """out[b] = F^+ (m, n) of blocks whose m columns are all of the data: V (Lambda^-1 (V^T F^T)), factored."""
     order = n if wide else m
@@ -252,20 +250,20 @@ def pinv_range(
             gram_snapshots(flat, begin, time_stride, stride, n, m, ahead, tile, S)
             lines, line_stride, inner = n, stride, time_stride
         size = trace(S, order)
-        status[b] = triage_block(size, 0.0, flat, begin, time_stride, stride, n, m)
+        route[b] = triage_block(size, 0.0, flat, begin, time_stride, stride, n, m)
         rank, unscale = 0, 0.0
-        if status[b] == EIGEN:
+        if route[b] == EIGEN:
             scale = normalize(S, order, order, size)
             mirror(S, order)
             A[:, :order] = S[:order, :order]
-            status[b], rank, _, _ = decompose(A, order, kind, value, digits, scale, resolution, work, d, Z)
+            route[b], rank, _, _ = decompose(A, order, kind, value, digits, scale, resolution, work, d, Z)
             unscale = 1.0 / (scale * scale)
-        if status[b] == SVD:
+        if route[b] == SVD:
             continue
         for line in range(lines):
             for i in range(order):
                 x[i] = flat[begin + line * line_stride + i * inner]
-            y[:] = 0.0 if status[b] != NON_FINITE else np.nan
+            y[:] = 0.0 if route[b] != NON_FINITE else np.nan
             for r in range(rank):
                 axpy(dot(x, Z[r], order) / d[r] * unscale, Z[r], y, order)
             for i in range(order):

@@ -9,6 +9,7 @@ import pathlib
 from functools import partial
 
 import numba
+from numba.extending import register_jitable
 
 
 def _drop_stale_cache(folder: pathlib.Path) -> None:
@@ -37,3 +38,8 @@ _drop_stale_cache(pathlib.Path(__file__).parents[1])
 
 jit = partial(numba.njit, nogil=True, cache=True, error_model="numpy")
 jit_sums = partial(jit, fastmath={"reassoc", "contract", "nsz"})
+
+
+def compilable(function):
+    """Let kernels call a plain Python function; it stays one for everybody else."""
+    return register_jitable(nogil=True, error_model="numpy")(function)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..contract import check_strides
+
 ALIGNMENT = 64
 
 
@@ -41,11 +43,7 @@ def blocks_of(X: np.ndarray) -> Blocks:
     """Blocks of X (columns, ..., n) with any strides: negative, zero or transposed ones too."""
     columns, *batch, n = X.shape
     size = X.itemsize
-    if any(stride % size for stride in X.strides):
-        raise ValueError(
-            f"X: expected strides in whole elements of {size} bytes, got {X.strides} bytes; "
-            "pass np.ascontiguousarray(X)"
-        )
+    check_strides(X)
     count = math.prod(batch)
     if X.size == 0:
         nothing = np.broadcast_to(np.zeros(1, X.dtype), 1)  # read-only like any other, for the same signature

@@ -1,45 +1,25 @@
 """Blocks for BLAS and LAPACK: those too large for the Numba kernels, and those a Gram matrix cannot resolve.
 
-Functions of one block, a (columns, n) view in; the algebra is that of blocks.py, so that both give `Reduced`.
+Functions of one block, a (columns, n) view in; the algebra is that of the kernels, so that both give `Reduced`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
-from ..cutoffs import KINDS, RELATIVE, SPACING, limit, resolved, select
-from ..plan import EIGEN, NON_FINITE, SVD, ZERO, Resolution
+from ..cutoffs import KINDS, floor, needs_largest_only
+from ..factors import Reduced, empty, ends
+from ..plan import EIGEN, NON_FINITE, SVD, ZERO, Resolution, triage, unit_of
+from ..selection import limit, resolved, select
 from . import lapack
-from .algebra import reduced_solve, triage
+from .algebra import reduced_solve
 from .dense import QL_ITERATIONS, ROTATIONS
 from .subspace import LEAST_ORDER, leading_eigh
 
 TILE_ENTRIES, TILE_LINES = 1 << 19, 512  # float64 numbers converted at a time: 4 MiB, or these lines if they are more
 MIRROR_LINES = 64
-
-
-class Reduced(NamedTuple):
-    """One block's operator in r <= min(n, m) coordinates; see `Factors` in cpu.py for the letters."""
-
-    basis: np.ndarray
-    readout: np.ndarray
-    operator: np.ndarray
-    start: np.ndarray
-    rank: int
-    threshold: float
-    largest: float
-    smallest: float
-    edge: bool
-    status: int
-
-
-def empty(order: int, status: int) -> Reduced:
-    """The operator of a block with nothing to say: rank 0."""
-    none = np.zeros((order, 0))
-    return Reduced(none, none, np.zeros((0, 0)), np.zeros(0), 0, 0.0, 0.0, 0.0, False, status)
 
 
 def tiles(length: int, other: int):
@@ -102,7 +82,7 @@ def truncated_eigh(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
 def few_pairs(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
     """`truncated_eigh` of a matrix so large, and a cutoff so coarse, that iterating is quicker; else None."""
     kind, value, order = KINDS[cutoff[0]], float(cutoff[1]), len(G)
-    if kind not in (RELATIVE, SPACING) or order < LEAST_ORDER:
+    if not needs_largest_only(kind) or order < LEAST_ORDER:
         return None
 
     def above(largest: float) -> float:
@@ -120,57 +100,49 @@ def few_pairs(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
 def decomposed(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
     """`truncated_eigh` by LAPACK: all eigenvalues from the tridiagonal form, vectors for those that count."""
     kind, value, order = KINDS[cutoff[0]], float(cutoff[1]), len(G)
-    scale = unit(G)
+    scale = unit_of(float(np.trace(G)))
     A = G / scale**2
     d, e, beta = lapack.tridiagonalize(A)
     squares, rank, V = lapack.eigenvalues(d, e), 0, None
     if squares is not None:
         squares *= scale**2
-        rank, threshold, edge = select(squares, order, kind, value, digits, 1.0, bounds.gram * squares[0], 0.0, 0.0)
+        found = squares.tolist()
+        rank, threshold, edge = select(found, order, kind, value, digits, 1.0, bounds.gram * found[0], 0.0, 0.0)
         V = lapack.leading_vectors(d, e, rank) if rank else np.empty((0, order))
     if V is None:  # never seen
         return SVD, np.empty(0), np.empty((order, 0)), 0, 0.0, True
     if rank:
         lapack.rotate_back(A, beta, V)
-    clear = resolved(squares, order, kind, value, rank, threshold, bounds.least * squares[0])
+    clear = resolved(found, order, kind, value, rank, threshold, bounds.least * found[0])
     return EIGEN if clear else SVD, squares[:rank], V.T, rank, threshold, bool(edge)
 
 
-def unit(G: np.ndarray) -> float:
-    """The power of two that the data is divided by for a Gram matrix with a trace near 1, as in the kernels."""
-    return math.ldexp(1.0, math.frexp(float(np.trace(G)))[1] // 2)
-
-
 def reduce_snapshots(S: np.ndarray, cutoff, digits: int, bounds: Resolution) -> Reduced:
-    """A tall block's operator from X^T X; status SVD where the matrix cannot resolve the cutoff."""
+    """A tall block's operator from X^T X; route SVD where the matrix cannot resolve the cutoff."""
     m = len(S) - 1
     G = S[:m, :m]
-    status = triage(float(np.trace(G)), float(S[m, m]))
-    if status != EIGEN:
-        return empty(m, status)
-    status, squares, V, rank, threshold, edge = truncated_eigh(G, cutoff, digits, bounds)
+    route = triage(float(np.trace(G)), float(S[m, m]))
+    if route != EIGEN:
+        return empty(m, route)
+    route, squares, V, rank, threshold, edge = truncated_eigh(G, cutoff, digits, bounds)
     if rank and squares[-1] <= 0.0:  # nothing a Gram matrix could say
         return empty(m, SVD)
     values = np.sqrt(squares)
     basis = V / values
     operator, start = basis.T @ S[:m, 1:] @ basis, basis.T @ S[:m, m]
-    return Reduced(basis, basis, operator, start, rank, threshold, *_ends(values), edge, status)
+    return Reduced(basis, basis, operator, start, rank, threshold, *ends(values), edge, route)
 
 
 def reduce_weights(C: np.ndarray, after, last: np.ndarray, cutoff, digits: int, bounds: Resolution) -> Reduced:
-    """A wide block's operator from C = F F^T, after(V) = Fp F^T V and x_last; status SVD as above."""
-    status = triage(float(np.trace(C)), float(last @ last))
-    if status != EIGEN:
-        return empty(len(C), status)
-    status, squares, V, rank, threshold, edge = truncated_eigh(C, cutoff, digits, bounds)
+    """A wide block's operator from C = F F^T, after(V) = Fp F^T V and x_last; route SVD as above."""
+    route = triage(float(np.trace(C)), float(last @ last))
+    if route != EIGEN:
+        return empty(len(C), route)
+    route, squares, V, rank, threshold, edge = truncated_eigh(C, cutoff, digits, bounds)
     if rank and squares[-1] <= 0.0:
         return empty(len(C), SVD)
     readout = after(V / squares)
-    return Reduced(V, readout, V.T @ readout, V.T @ last, rank, threshold, *_ends(np.sqrt(squares)), edge, status)
-
-
-def _ends(values: np.ndarray) -> tuple[float, float]:
-    return (float(values[0]), float(values[-1])) if len(values) else (0.0, 0.0)
+    return Reduced(V, readout, V.T @ readout, V.T @ last, rank, threshold, *ends(np.sqrt(squares)), edge, route)
 
 
 def reduce_gram(S: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resolution) -> Reduced:
@@ -208,9 +180,9 @@ def truncated_solve(G: np.ndarray, x: np.ndarray, cutoff, digits: int, bounds: R
     LAPACK's tridiagonal form, then no eigenvectors, unless a few can be had sooner. G is symmetric, and overwritten.
     """
     if few := few_pairs(G, cutoff, digits, bounds):
-        status, squares, V, *_ = few
-        return V @ ((V.T @ x) / squares), status
-    order, scale = len(G), unit(G)
+        route, squares, V, *_ = few
+        return V @ ((V.T @ x) / squares), route
+    order, scale = len(G), unit_of(float(np.trace(G)))
     G /= scale**2
     d, e, beta = lapack.tridiagonalize(G)
     G.flat[1 :: order + 1] = 1.0  # row k is reflector k, whose first number is understood to be 1
@@ -218,39 +190,38 @@ def truncated_solve(G: np.ndarray, x: np.ndarray, cutoff, digits: int, bounds: R
     spectrum[0], off = d[::-1], np.append(e[::-1], 0.0)
     y = np.array(x, np.float64)
     room = np.empty((2, ROTATIONS * order * order)), np.empty((QL_ITERATIONS * order, 3), np.int64)
-    status = reduced_solve(
+    route = reduced_solve(
         G, order, y, np.append(beta, 0.0), off, KINDS[cutoff[0]], float(cutoff[1]), digits, scale, tuple(bounds),
         np.empty(order), spectrum, *room,
     )  # fmt: skip
-    return y / scale**2, status
+    return y / scale**2, route
 
 
 def step_block(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resolution, out: np.ndarray) -> int:
-    """out = K x_last of a (columns, n) block by its Gram matrix; the status, SVD where that cannot tell."""
+    """out = K x_last of a (columns, n) block by its Gram matrix; the route, SVD where that cannot tell."""
     m, n = block.shape[0] - 1, block.shape[1]
     last = block[-1].astype(np.float64)
     S = mirrored(upper_gram(block[:-1])) if wide else gram_snapshots(block)
     G, x = (S, last) if wide else (np.ascontiguousarray(S[:m, :m]), S[:m, m])
-    status = triage(float(np.trace(G)), float(last @ last))
-    if status != EIGEN:
-        out[:] = np.nan if status == NON_FINITE else 0.0
-        return status
-    y, status = truncated_solve(G, x, cutoff, digits, bounds)
-    if status == EIGEN and wide:
+    route = triage(float(np.trace(G)), float(last @ last))
+    if route != EIGEN:
+        out[:] = np.nan if route == NON_FINITE else 0.0
+        return route
+    y, route = truncated_solve(G, x, cutoff, digits, bounds)
+    if route == EIGEN and wide:
         out[:] = advance_past(block, y[:, None])[:, 0]
-    elif status == EIGEN:
+    elif route == EIGEN:
         for part in tiles(n, m):
             out[part] = y @ block[1:, part].astype(np.float64)
-    return status
+    return route
 
 
 def truncated_svd(F: np.ndarray, cutoff, digits: int, bounds: Resolution, scale: float):
     """U, s, V^T of F (n, m) that count, with their number, the threshold and the edge flag."""
     U, s, Vt = np.linalg.svd(F, full_matrices=False)
-    kind = KINDS[cutoff[0]]
-    # only the plain thresholds reach below float64's own resolution, when they are told to
-    floor = 0.0 if kind in (RELATIVE, SPACING) else max(F.shape) * 2.0**-52 * s[0]
-    rank, threshold, edge = select(s * s, len(s), kind, float(cutoff[1]), digits, scale, 0.0, bounds.svd * s[0], floor)
+    kind, value, top = KINDS[cutoff[0]], float(cutoff[1]), float(s[0])
+    least = floor(kind, max(F.shape), top)
+    rank, threshold, edge = select((s * s).tolist(), len(s), kind, value, digits, scale, 0.0, bounds.svd * top, least)
     return U[:, :rank], s[:rank], Vt[:rank], rank, threshold, bool(edge)
 
 
@@ -263,9 +234,9 @@ def reduce_svd(block: np.ndarray, cutoff, digits: int, bounds: Resolution) -> Re
 def reduce_pairs(F: np.ndarray, Fp: np.ndarray, last: np.ndarray, cutoff, digits: int, bounds: Resolution) -> Reduced:
     """The operator Fp F^+ and its start at x_last from the SVD of F (n, m), all scaled so that nothing overflows."""
     n, m = F.shape
-    status, scale = scale_of(np.array([np.abs(part).max() for part in (F, Fp, last)]))
-    if status != EIGEN:
-        return empty(min(n, m), status)
+    route, scale = scale_of(np.array([np.abs(part).max() for part in (F, Fp, last)]))
+    if route != EIGEN:
+        return empty(min(n, m), route)
     F, Fp, last = F / scale, Fp / scale, last / scale
     if not F.any():  # only x_last is not zero: F^+ = 0
         return empty(min(n, m), ZERO)
@@ -273,8 +244,7 @@ def reduce_pairs(F: np.ndarray, Fp: np.ndarray, last: np.ndarray, cutoff, digits
     coordinates = Vt.T / s
     W = Fp @ coordinates
     basis, readout = (U, W) if n <= m else (coordinates / scale, coordinates / scale)
-    ends = (end * scale for end in _ends(s))
-    return Reduced(basis, readout, U.T @ W, U.T @ last * scale, rank, threshold * scale, *ends, edge, SVD)
+    return Reduced(basis, readout, U.T @ W, U.T @ last * scale, rank, threshold * scale, *ends(s, scale), edge, SVD)
 
 
 def combine(block: np.ndarray, coefficients: np.ndarray, out: np.ndarray) -> None:
@@ -290,20 +260,20 @@ def pinv_gram(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resolu
     G = mirrored(upper_gram(block) if wide else upper_gram(block, across=True))
     if triage(float(np.trace(G)), 0.0) != EIGEN:
         return SVD  # which settles zero and non-finite blocks too
-    status, squares, V, *_ = truncated_eigh(G, cutoff, digits, bounds)
-    if status == EIGEN:
+    route, squares, V, *_ = truncated_eigh(G, cutoff, digits, bounds)
+    if route == EIGEN:
         result = out if wide else out.T
         for part in tiles(len(lines), order):
             result[part] = (lines[part].astype(np.float64) @ V / squares) @ V.T
-    return status
+    return route
 
 
 def pinv_svd(block: np.ndarray, cutoff, digits: int, bounds: Resolution, out: np.ndarray) -> int:
-    """out (m, n) = F^+ of an (m, n) block of columns, by the SVD of F; the status."""
-    status, scale = scale_of(block)
-    if status != EIGEN:
-        out[:] = np.nan if status == NON_FINITE else 0.0
-        return status
+    """out (m, n) = F^+ of an (m, n) block of columns, by the SVD of F; the route."""
+    route, scale = scale_of(block)
+    if route != EIGEN:
+        out[:] = np.nan if route == NON_FINITE else 0.0
+        return route
     U, s, Vt, *_ = truncated_svd(block.astype(np.float64).T / scale, cutoff, digits, bounds, scale)
     with np.errstate(over="ignore"):  # the inverse of a denormal block may not be representable
         out[:] = (Vt.T / s) @ U.T / scale

@@ -12,12 +12,12 @@ import math
 
 import numpy as np
 
-from ..cutoffs import RELATIVE, SPACING, limit, select
 from ..plan import NON_FINITE, QR, SVD, UNRESOLVED, ZERO
 from .algebra import advance, advance_companion
 from .dense import EPS, NEGLIGIBLE, axpy, dot, dot4, matvec, swap
 from .gram import apply_snapshots, is_finite, load
 from .jit import jit
+from .selection import floor, limit, needs_largest_only, select, squaring_pays
 from .simd import LANES, add, inner, lanes, rotate, scale, tile_of
 
 SWEEPS = 30  # 6 to 10 are usual
@@ -179,7 +179,7 @@ def full_rank(L, n, kind, value, digits, size, resolution, W):
     and forward substitution leaves rho <= (n + 1) eps / 2 ||L||_F ||W||_F (Higham 2002, theorem 8.5, and a rounding for
     the reciprocal of the pivot); (n + 2) eps covers the norms' own rounding as well, as their product is at least n.
     """
-    if kind != RELATIVE and kind != SPACING:
+    if not needs_largest_only(kind):
         return False
     largest = 0.0
     for i in range(n):
@@ -197,7 +197,7 @@ def reduce_triangle(
 ):
     """The reduced operator from the triangle in V; x is x_last / unit, and the last four are the block's own results.
 
-    Returns (status, rank, threshold, largest and smallest kept singular value, edge); status UNRESOLVED where the
+    Returns (route, rank, threshold, largest and smallest kept singular value, edge); route UNRESOLVED where the
     iteration fails.
     """
     wide = n <= m
@@ -214,8 +214,8 @@ def reduce_triangle(
     largest = math.sqrt(squares[0])
     if largest == 0.0:  # only x_last is not zero: F^+ = 0
         return ZERO, 0, 0.0, 0.0, 0.0, False
-    floor = 0.0 if kind == RELATIVE or kind == SPACING else length * EPS * largest
-    rank, threshold, edge = select(squares, order, kind, value, digits, unit, 0.0, resolution[1] * largest, floor)
+    least = floor(kind, length, largest)
+    rank, threshold, edge = select(squares, order, kind, value, digits, unit, 0.0, resolution[1] * largest, least)
     orthonormalize(A, order, rank, squares)
     work = np.empty(order)
     for k in range(rank):
@@ -244,9 +244,9 @@ def reduce_triangle(
 @jit
 def svd_range(
     first, last, flat, offsets, time_stride, stride, n, m, kind, value, digits, resolution, basis, readout, operator,
-    start, rank, reports, edge, status,
+    start, rank, reports, edge, route,
 ):  # fmt: skip
-    """Reduced operators like `solve_range`'s, from the data itself; status UNRESOLVED where the iteration fails."""
+    """Reduced operators like `solve_range`'s, from the data itself; route UNRESOLVED where the iteration fails."""
     wide = n <= m
     order, length, extra = (n, m, n) if wide else (m, n, 1)
     V, v, A = tile_of(order + extra, length), tile_of(1, length)[0], tile_of(order, lanes(order) + extra)
@@ -254,13 +254,13 @@ def svd_range(
     for b in range(first, last):
         reports[b, :] = 0.0
         unit = scale_of(flat, offsets[b], time_stride, stride, n, m)
-        status[b] = NON_FINITE if math.isnan(unit) else ZERO
+        route[b] = NON_FINITE if math.isnan(unit) else ZERO
         if unit > 0.0:
             rows_of(flat, offsets[b], time_stride, stride, n, m, wide, V, unit)
             triangularize(V, order, extra, length, places, left, v)
             for i in range(n):
                 x[i] = flat[offsets[b] + m * time_stride + i * stride] / unit
-            status[b], rank[b], reports[b, 0], reports[b, 1], reports[b, 2], edge[b] = reduce_triangle(
+            route[b], rank[b], reports[b, 0], reports[b, 1], reports[b, 2], edge[b] = reduce_triangle(
                 V, places, x, n, m, kind, value, digits, unit, resolution, A, squares, basis[b], readout[b],
                 operator[b], start[b],
             )  # fmt: skip
@@ -276,7 +276,7 @@ def step_wide(V, places, n, c, w):
 
 @jit
 def predict_exact(
-    first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, out, status
+    first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, out, route
 ):
     """out[b] = K^steps x_last, steps >= 1, from the data itself: by the triangle alone where that has full rank."""
     wide = n <= m
@@ -289,7 +289,7 @@ def predict_exact(
     for b in range(first, last):
         begin = offsets[b]
         unit = scale_of(flat, begin, time_stride, stride, n, m)
-        status[b] = NON_FINITE if math.isnan(unit) else ZERO
+        route[b] = NON_FINITE if math.isnan(unit) else ZERO
         w[:] = np.nan if math.isnan(unit) else 0.0
         if unit > 0.0:
             rows_of(flat, begin, time_stride, stride, n, m, wide, V, unit)
@@ -297,9 +297,9 @@ def predict_exact(
             for i in range(n):
                 w[i] = flat[begin + m * time_stride + i * stride] / unit
             if full_rank(V, order, kind, value, digits, unit, resolution, W):
-                status[b] = QR
+                route[b] = QR
                 if wide:
-                    if steps > 64 and steps > 4.0 * n * math.log2(steps):  # K itself, to be squared
+                    if squaring_pays(steps, n):  # K itself, to be squared
                         for i in range(n):
                             y[:] = 0.0
                             y[i] = 1.0
@@ -321,7 +321,7 @@ def predict_exact(
                     c[:] = a
                     advance_companion(a, m, steps - 1, c, spare, operator, P, Q)
             else:
-                status[b], r, _, _, _, _ = reduce_triangle(
+                route[b], r, _, _, _, _ = reduce_triangle(
                     V, places, w, n, m, kind, value, digits, unit, resolution, A, squares, basis, readout, operator, y
                 )
                 advance(operator, r, y, steps - 1, spare, P, Q)

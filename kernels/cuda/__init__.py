@@ -13,9 +13,8 @@ import math
 import numpy as np
 
 from .. import spectrum
-from ..cpu import DIGITS, Factors
-from ..cpu.algebra import keeps_rank_one
-from ..cutoffs import KINDS
+from ..contract import Factors, Rule, ascending, check_coefficients, check_gram, check_side, check_strides
+from ..cutoffs import keeps_constant
 from ..plan import NON_FINITE, SVD, UNRESOLVED, ZERO, Plan
 from ..plan import plan as cpu_plan
 from . import library as cuda_library
@@ -97,8 +96,7 @@ def split(strips: np.ndarray, itemsize: int) -> np.ndarray:
 def layout_of(X) -> np.ndarray:
     """Strides of X (columns, ..., n) for the kernels, neighbouring axes of the batch merged where they are one."""
     size = X.dtype.itemsize
-    if any(stride % size for stride in X.strides):
-        raise ValueError(f"X: expected strides in whole elements of {size} bytes, got {X.strides} bytes; pass a copy")
+    check_strides(X)
     axes: list[list[int]] = []
     for extent, stride in zip(X.shape[1:-1], X.strides[1:-1], strict=True):
         if extent == 1:
@@ -150,9 +148,10 @@ class Cuda:
     def _problem(self, blocks: int, n: int, m: int, dtype, cutoff=("relative", 0.0), **numbers) -> np.ndarray:
         """The numbers of a launch; those that not every kernel reads by name."""
         bounds = trust(sum_kind(dtype, self.device), n, m, dtype)
+        kind, value, digits = Rule(*cutoff).numbers(dtype)
         numbers = {
             "blocks": blocks, "n": n, "m": m, "columns": m + 1, "order": min(n, m), "wide": n <= m,
-            "rule": KINDS[cutoff[0]], "value": cutoff[1], "digits": DIGITS[np.dtype(dtype)],
+            "rule": kind, "value": value, "digits": digits,
             "gram": bounds.resolution.gram, "svd": bounds.resolution.svd, "least": bounds.resolution.least,
             "tiny": bounds.tiny, "huge": bounds.huge, **numbers,
         }  # fmt: skip
@@ -190,8 +189,7 @@ class Cuda:
     def gram(self, X, side: str | None = None):
         """Gram matrices of X (m+1, ..., n): (B, m+1, m+1), or (B, 2n+1, n) of wide blocks; float64."""
         n, m = X.shape[-1], len(X) - 1
-        if side not in (None, "snapshots", "weights"):
-            raise ValueError(f'side: expected "snapshots", "weights" or None, got {side!r}')
+        check_side(side)
         wide = n <= m if side is None else side == "weights"
         shape = shape_of("gram", n, m, m + 1, wide, X.dtype.itemsize)
         if tile_rows(shape.rows) is None or launch_of(shape, self.device) is None:
@@ -211,9 +209,7 @@ class Cuda:
 
     def solve(self, gram, n: int, m: int, cutoff: tuple[str, float], dtype) -> Factors:
         """Reduced operators from Gram matrices; unlike a CPU's they keep r = min(n, m) columns, zero past the rank."""
-        expected = (m + 1, m + 1) if n > m else (2 * n + 1, n)
-        if gram.ndim != 3 or gram.shape[1:] != expected:
-            raise ValueError(f"gram: expected (B, {expected[0]}, {expected[1]}) for n={n}, m={m}, got {gram.shape}")
+        check_gram(gram, n, m)
         gram, dtype = self.xp.ascontiguousarray(gram), np.dtype(dtype)
         if not takes(n, m, self.device):
             factors = cuda_library.solve(self, gram, n, m, cutoff, dtype)
@@ -294,9 +290,7 @@ class Cuda:
 
         pending: a list of blocks (how many, then which; int32) to evolve no others.
         """
-        steps = np.ascontiguousarray(steps, np.int64)
-        if len(steps) and (steps[0] < 1 or (np.diff(steps) < 0).any()):
-            raise ValueError(f"steps: expected ascending counts >= 1, got {steps}")
+        steps = ascending(steps)
         factors = self._contiguous(factors)
         B, q, r = factors.readout.shape
         if not (q == r <= ORDER and evolve_bytes(r) <= self.device.shared):
@@ -335,12 +329,8 @@ class Cuda:
 
     def combine(self, rows, coefficients, *, products: bool = True):
         """Sums over rows (q, ..., n) with coefficients (B, k, q): (k, B, n) in rows' dtype."""
+        check_coefficients(coefficients, math.prod(rows.shape[1:-1]), len(rows))
         B, states, q = coefficients.shape
-        if B != math.prod(rows.shape[1:-1]) or q > len(rows):
-            raise ValueError(
-                f"coefficients: expected (B, k, q) with B = {math.prod(rows.shape[1:-1])} and q <= {len(rows)} rows, "
-                f"got {coefficients.shape}"
-            )
         if not q:  # rank 0
             return self.xp.zeros((states, B, rows.shape[-1]), rows.dtype)
         out = self.xp.empty((states, B, rows.shape[-1]), rows.dtype)
@@ -408,7 +398,7 @@ class Cuda:
         wide, factors = n <= m, self._allocate(B, n, m, route)
         pending, routes = self.xp.zeros(B + 1, np.int32), (SVD,)
         name, how, problem = self._tiled("predict", X, n, m, wide, cutoff)
-        if n == 1 and keeps_rank_one(KINDS[cutoff[0]], float(cutoff[1])):
+        if n == 1 and keeps_constant(*Rule(*cutoff).numbers(X.dtype)[:2]):
             name = f"fastkoop::predict_scalars<{NAMES[X.dtype]}>"
             arguments = X, layout_of(X), problem, np.int64(steps), out, route, pending
             self.driver.launch(name, (self._waves(B), 1), 256, 0, arguments)

@@ -1,6 +1,6 @@
 """Large blocks on a CUDA device: cuBLAS and cuSOLVER through CuPy's array functions, a block at a time.
 
-The device's twin of library.py. Ranks are decided on the host, by the one rule of cutoffs.py, so that these functions
+The device's twin of library.py. Ranks are decided on the host, by the one rule of selection.py, so that these functions
 wait for the device; `cuda` is the contract that they work for (cuda.Cuda).
 """
 
@@ -10,11 +10,11 @@ import math
 
 import numpy as np
 
-from ..cpu import DIGITS, Factors, assemble
-from ..cpu.algebra import triage
-from ..cpu.library import Reduced, empty
-from ..cutoffs import KINDS, RELATIVE, SPACING, resolved, select
-from ..plan import EIGEN, NON_FINITE, SVD, ZERO, resolution
+from ..contract import Factors, Rule
+from ..cutoffs import floor, squaring_pays
+from ..factors import Reduced, assemble, empty, ends
+from ..plan import EIGEN, NON_FINITE, SVD, ZERO, resolution, triage, unit_of
+from ..selection import resolved, select
 
 
 def blocks(X):
@@ -37,19 +37,19 @@ def gram(cuda, X, wide: bool):
 
 
 def reduce_gram(cuda, S, n: int, m: int, cutoff, dtype) -> Reduced:
-    """The operator of one block from its Gram matrix; status SVD where that does not suffice."""
+    """The operator of one block from its Gram matrix; route SVD where that does not suffice."""
     xp, wide, order = cuda.xp, n <= m, min(n, m)
     G = S[:order, :order]
     size = float(xp.trace(G))
-    status = triage(size, float(S[2 * n] @ S[2 * n] if wide else S[m, m]))
-    if status != EIGEN:
-        return empty(order, status)
-    unit = math.ldexp(1.0, math.frexp(size)[1] // 2)
+    route = triage(size, float(S[2 * n] @ S[2 * n] if wide else S[m, m]))
+    if route != EIGEN:
+        return empty(order, route)
+    unit = unit_of(size)
     values, vectors = (part[..., ::-1] for part in xp.linalg.eigh(G / unit**2))  # largest first
-    squares, bounds = np.ascontiguousarray(cuda.host(values)), resolution(n, m, dtype)
-    kind, value, top = KINDS[cutoff[0]], float(cutoff[1]), max(float(squares[0]), 0.0)
-    found = select(squares, order, kind, value, DIGITS[np.dtype(dtype)], unit, bounds.gram * top, 0.0, 0.0)
-    rank, threshold, edge = found
+    squares, bounds = np.asarray(cuda.host(values)).tolist(), resolution(n, m, dtype)
+    kind, value, digits = Rule(*cutoff).numbers(dtype)
+    top = max(squares[0], 0.0)
+    rank, threshold, edge = select(squares, order, kind, value, digits, unit, bounds.gram * top, 0.0, 0.0)
     if not resolved(squares, order, kind, value, rank, threshold, bounds.least * top):
         return empty(order, SVD)._replace(threshold=threshold * unit, edge=edge)
     V, d = vectors[:, :rank], values[:rank]
@@ -61,11 +61,6 @@ def reduce_gram(cuda, S, n: int, m: int, cutoff, dtype) -> Reduced:
     return Reduced(*parts, rank, threshold * unit, *ends(np.sqrt(squares[:rank]), unit), edge, EIGEN)
 
 
-def ends(values: np.ndarray, unit: float) -> tuple[float, float]:
-    """Largest and smallest singular value that counts; 0 where none does."""
-    return (float(values[0]) * unit, float(values[-1]) * unit) if len(values) else (0.0, 0.0)
-
-
 def tall_parts(xp, V, s, start, unit: float) -> tuple:
     """Basis, readout, operator and start of a tall block from right singular vectors V (m, r), values unit s, and
     start = U^T x_last."""
@@ -75,8 +70,8 @@ def tall_parts(xp, V, s, start, unit: float) -> tuple:
 
 
 def truncated_svd(cuda, block, columns: int, cutoff) -> tuple:
-    """Status, unit, U, s, V^T and (rank, threshold, edge) of the first columns of a block, F / unit (n, columns);
-    nothing beyond the unit where the status is not SVD."""
+    """Route, unit, U, s, V^T and (rank, threshold, edge) of the first columns of a block, F / unit (n, columns);
+    nothing beyond the unit where the route is not SVD."""
     if not bool(cuda.xp.isfinite(block).all()):
         return NON_FINITE, 1.0, None
     top = float(cuda.xp.abs(block[:columns]).max())
@@ -85,11 +80,9 @@ def truncated_svd(cuda, block, columns: int, cutoff) -> tuple:
     unit = math.ldexp(1.0, math.frexp(top)[1] - 1)
     U, s, Vt = cuda.xp.linalg.svd(block[:columns].astype(np.float64).T / unit, full_matrices=False)
     values, n = cuda.host(s), block.shape[1]
-    kind = KINDS[cutoff[0]]
-    # only the plain thresholds reach below float64's own resolution, when they are told to
-    floor = 0.0 if kind in (RELATIVE, SPACING) else max(n, columns) * 2.0**-52 * float(values[0])
-    slack = resolution(n, columns, block.dtype).svd * float(values[0])
-    found = select(values**2, len(values), kind, float(cutoff[1]), DIGITS[block.dtype], unit, 0.0, slack, floor)
+    (kind, value, digits), top = Rule(*cutoff).numbers(block.dtype), float(values[0])
+    slack, least = resolution(n, columns, block.dtype).svd * top, floor(kind, max(n, columns), top)
+    found = select((values**2).tolist(), len(values), kind, value, digits, unit, 0.0, slack, least)
     rank = found[0]
     return SVD, unit, (U[:, :rank], s[:rank], Vt[:rank], values[:rank], found)
 
@@ -97,9 +90,9 @@ def truncated_svd(cuda, block, columns: int, cutoff) -> tuple:
 def reduce_exactly(cuda, block, cutoff) -> Reduced:
     """The operator of one block (m+1, n) from the SVD of its F."""
     m, n = len(block) - 1, block.shape[1]
-    status, unit, found = truncated_svd(cuda, block, m, cutoff)
+    route, unit, found = truncated_svd(cuda, block, m, cutoff)
     if found is None:
-        return empty(min(n, m), status)
+        return empty(min(n, m), route)
     U, s, Vt, values, (rank, threshold, edge) = found
     data = block.astype(np.float64) / unit
     start = U.T @ data[m] * unit
@@ -122,7 +115,7 @@ def fit(cuda, X, cutoff, refine: bool) -> Factors:
     found = []
     for block in blocks(X):
         one = None if refine else reduce_gram(cuda, gram(cuda, block[:, None], n <= m)[0], n, m, cutoff, X.dtype)
-        if one is None or one.status != EIGEN:  # of float64 data squares may overflow, or vanish
+        if one is None or one.route != EIGEN:  # of float64 data squares may overflow, or vanish
             one = reduce_exactly(cuda, block, cutoff)
         found.append(one)
     return assemble(found, min(n, m), cuda.xp)
@@ -134,7 +127,7 @@ def evolve(cuda, factors: Factors, steps: np.ndarray):
     out, y, at = cuda.xp.empty((B, len(steps), q)), factors.start[:, :, None], 1
     for k, step in enumerate(steps.tolist()):
         gap, at = step - at, step
-        if gap > 64 and gap > 4.0 * r * math.log2(gap):
+        if squaring_pays(gap, r):
             y = cuda.xp.linalg.matrix_power(factors.operator, gap) @ y
         else:
             for _ in range(gap):
@@ -155,10 +148,10 @@ def combine(rows, coefficients, out):
 def pinv(cuda, F, cutoff, out, route) -> tuple:
     """out (B, m, n) = the pseudo-inverse of every block of F (m, ..., n), by its SVD."""
     for b, block in enumerate(blocks(F)):
-        status, unit, found = truncated_svd(cuda, block, len(F), cutoff)
-        route[b] = status
+        taken, unit, found = truncated_svd(cuda, block, len(F), cutoff)
+        route[b] = taken
         if found is None:
-            out[b] = np.nan if status == NON_FINITE else 0.0
+            out[b] = np.nan if taken == NON_FINITE else 0.0
         else:
             U, s, Vt, *_ = found
             out[b] = (Vt.T / s) @ U.T / unit

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastkoop import kernels
-from fastkoop.kernels.cpu import Factors
+from fastkoop.kernels.contract import Factors
 
 
 def factors_of(*operators):

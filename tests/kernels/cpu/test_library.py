@@ -40,13 +40,13 @@ def test_all_reductions_are_the_same_operator(n, m, reduce, dtype, rng):
     if reduce == "gram":
         make = library.gram_snapshots if n > m else library.gram_weights
         part = library.reduce_gram(make(X.T), n <= m, rule, DIGITS[dtype.name], bounds)
-        assert part.status == EIGEN
+        assert part.route == EIGEN
     elif reduce == "block":
         part = library.reduce_block(X.T, n <= m, rule, DIGITS[dtype.name], bounds)
-        assert part.status == EIGEN
+        assert part.route == EIGEN
     else:
         part = library.reduce_svd(X.T, rule, DIGITS[dtype.name], bounds)
-        assert part.status == SVD
+        assert part.route == SVD
     F, Fp = X[:, :-1].astype(float), X[:, 1:].astype(float)
     U, left = (F @ part.basis, Fp @ part.readout) if n > m else (part.basis, part.readout)
     np.testing.assert_allclose(left @ U.T, reference.fit(X, rule), rtol=0, atol=1e-8)
@@ -63,7 +63,7 @@ def test_what_a_gram_matrix_cannot_tell_goes_to_the_svd(wide, rng):
     S = reference.gram(X)
 
     def status(S, c):
-        return library.reduce_gram(S, wide, ("relative", c), 53, resolution(n, m, np.float64)).status
+        return library.reduce_gram(S, wide, ("relative", c), 53, resolution(n, m, np.float64)).route
 
     assert status(S, 1e-12) == SVD
     assert status(S, 0.05) == EIGEN
@@ -87,7 +87,7 @@ def test_statuses_of_the_svd_route(bad, expected):
     block[1, 2] = bad
     bounds = resolution(5, 3, np.float64)
     part = library.reduce_svd(block, ("relative", 1e-6), 53, bounds)
-    assert (part.status, part.rank) == (expected, 0)
+    assert (part.route, part.rank) == (expected, 0)
     out = np.full((4, 5), 7.0)
     assert library.pinv_svd(block, ("relative", 1e-6), 53, bounds, out) == expected
     assert np.isnan(out).all() if expected == NON_FINITE else not out.any()
