@@ -19,9 +19,9 @@ EPOCHS = {"mnist": (3, 5, 1), "digits": (10, 30, 20), oscillator.NAME: (35_000, 
 BATCH_SIZE = 64
 WITH_VELOCITY = ("adam", "momentum")
 
-# What was chosen on MNIST's validation images, for nodes, layers and the network alike (bench/pays.py): so many means
-# of the recording, an affine operator on the direction in which these vary most, its eigenvalue held at a memory of
-# two thirds of the recording, 1 - 1.5 / pairs. It cannot diverge, and ends near the trend of the mean.
+# What was chosen on MNIST's validation images, for nodes, layers and the network alike (`python -m bench pays`): so
+# many means of the recording, an affine operator on the direction in which these vary most, its eigenvalue held at a
+# memory of two thirds of the recording, 1 - 1.5 / pairs. It cannot diverge, and ends near the trend of the mean.
 WINDOWS = 12
 RECOMMENDED = {"cutoff": Rank(1), "observables": Affine(), "stabilize": 0.875}
 

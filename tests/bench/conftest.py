@@ -1,4 +1,4 @@
-"""bench/ is not installed: tests import it from the repository."""
+"""bench/ is not installed: tests import it from the checkout."""
 
 import pathlib
 import sys

@@ -42,7 +42,7 @@ class Oscillator:
         end: the last of them.
         start: x and p at time 0.
         dtype: of weights, times and arithmetic; float32 is PyTorch's and that of the networks' published code.
-            bench/oscillator.py measures float64 beside it.
+            `python -m bench oscillator` measures float64 beside it.
     """
 
     hidden: tuple[int, ...] = (10, 10)

@@ -1,0 +1,97 @@
+"""The page's tables of Koopman steps are what the committed results say, and the benchmark runs."""
+
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from bench.common import pages  # noqa: E402
+from bench.steps import run as steps  # noqa: E402
+
+TINY = {
+    "dataset": "digits", "t1": 1, "t2": 3, "epochs": (1, 2), "every": (1, 4), "rounds": 2, "ahead": 5, "stretch": 7,
+    "shared": 5, "optimizers": ("adadelta",), "modes": ("eager",),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A benchmark of seconds, on digits."""
+    folder = tmp_path_factory.mktemp("steps")
+    path = steps.measure_all(steps.Setting(**TINY), 2, None, folder)
+    assert [file.name for file in folder.iterdir()] == ["digits.json"]
+    return path
+
+
+def test_the_page_shows_the_committed_results():
+    assert pages.shown("steps") == steps.table_of()
+
+
+def test_a_tiny_run_has_every_figure(tiny):
+    results = json.loads(tiny.read_text())
+    assert len(results["repeats"]) == 2 and results["machine"]["versions"]["torch"] == torch.__version__
+    assert set(results) == {"machine", "commit", "uncommitted", "setting", "to_reach", "repeats"}
+    for one in results["repeats"]:
+        found = one["adadelta"]
+        eager = found["optimizer"]["eager"]
+        assert eager["reason"] is None and set(eager["seconds"]) == {"20", "23", "44", "46"}
+        assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in eager["seconds"].values())
+        for partition in ("node", "layer"):
+            for every in ("1", "4"):
+                side = found["koopman"][partition][every]
+                for name in ("fit", "step", "ahead"):
+                    assert len(side[name]) == 2 and min(side[name]) > 0
+                for way in ("walk_phase", "ahead_phase", "jump_phase"):
+                    assert set(side[way]) == {"1", "2"} and all(len(each) == 2 for each in side[way].values())
+                assert set(side["loss"]["2"]) == {"walk", "jump"} and side["record_seconds"] > 0
+            assert len(found["record_share"][partition]) == 2
+            walked, jumped = (found["koopman"][partition]["1"]["loss"]["1"][way] for way in ("walk", "jump"))
+            assert walked == pytest.approx(jumped, rel=1e-2)
+        assert found["average_loss"] > 0
+    first, second = results["repeats"]
+    assert first["adadelta"]["koopman"]["node"]["1"]["loss"] == second["adadelta"]["koopman"]["node"]["1"]["loss"]
+
+
+def test_the_tables_have_a_row_for_every_mode_and_phase(tiny):
+    rows = steps.table_of(tiny).splitlines()
+    assert rows[2].startswith("| to reach, against AdaDelta, eager |  | ≥ 3 | ≥ 10 |")
+    assert len(rows) == 4 + 1 + 2 + 2 * 2 * 2
+
+
+def test_what_does_not_compile_is_left_out_with_its_reason(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setattr(steps.torch, "compile", fail)
+    change = {"modes": ("eager", "compiled"), "rounds": 1, "every": (1,), "partitions": ("node",)}
+    setting = steps.Setting(**(TINY | change))
+    found = steps.once(setting, None)
+    assert found["adadelta"]["optimizer"]["compiled"] == {
+        "reason": "RuntimeError: no compiler", "step": [], "seconds": {}, "loss": {},
+    }  # fmt: skip
+    results = {"setting": steps.asdict(setting), "to_reach": steps.TO_REACH, "repeats": [found]}
+    assert "torch.compile fails here" in "\n".join(steps.step_rows(results))
+    assert len(steps.phase_rows(results, 23)) == 4
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled", "optimizer compiled"])
+def test_an_optimizer_starts_over_in_place(mode, monkeypatch):
+    monkeypatch.setattr(steps.torch, "compile", lambda function, **_: function)
+    data = steps.datasets.load("digits")
+    model = steps.make_model(data.features, data.classes, 0)
+    optimizer = steps.make_optimizer("adadelta", model, None)
+    batches = list(steps.Batches(data, 64, 0).epoch())
+    steps.train_step(model, optimizer, *batches[0])
+    side = steps.Optimizer((model, optimizer), mode, batches)
+    ends = []
+    for _ in range(2):
+        side.restart()
+        side.advance(5)
+        side.advance(9)
+        assert len(side.seconds) == 9
+        ends.append([p.detach().clone() for p in side.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    for images, labels in batches[:9]:
+        steps.train_step(model, optimizer, images, labels)
+    assert all(torch.equal(a, b) for a, b in zip(ends[0], model.parameters(), strict=True))
