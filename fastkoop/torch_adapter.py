@@ -5,10 +5,11 @@ an optimizer's steps; `save_checkpoint` and `load_checkpoint` keep it all in fil
 """
 
 from .adapter.checkpoint import load_checkpoint, save_checkpoint
-from .adapter.jump import JumpReport, LayerReport, Limits
+from .adapter.limits import Limits
 from .adapter.phase import KoopmanPhase
 from .adapter.ranks import RankError
 from .adapter.recording_plan import GroupPlan, RecordingPlan
+from .adapter.report import JumpReport, LayerReport
 from .adapter.schedule import KoopmanSchedule
 from .adapter.step_cost import StepCost, step_cost
 

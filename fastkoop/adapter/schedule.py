@@ -6,7 +6,7 @@ import torch
 
 from .. import checks
 from .checkpoint import VERSION, sealed, unsealed
-from .jump import JumpReport
+from .report import JumpReport
 
 STAGES = ("burn in", "record", "rest")
 
@@ -71,7 +71,7 @@ class KoopmanSchedule:
         self._fresh = 0  # optimizer steps since the last `step`
         phase.attach(optimizer, self._seen)
         try:
-            phase.check_jump(**options)
+            phase.jump_options(**options)
         except Exception:
             phase.detach()
             raise

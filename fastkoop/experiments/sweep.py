@@ -121,7 +121,7 @@ class Iterates:
 
     def show(self, at: int) -> None:
         """Put iterate `at` into the model."""
-        recording = self._all._recorder.recordings[0]
+        recording = self._all.parts.recordings[0]
         recording.apply(recording.snapshots(self._all.snapshots)[at, :, : recording.group.n])
 
     def phase(self, partition: str, window: int) -> KoopmanPhase:

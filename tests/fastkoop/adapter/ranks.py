@@ -180,7 +180,7 @@ def scenario(folder, make, options, wrap="shard"):
     single.jump(4 * phase.every)
     found["moved"] = float((flat(alone) - start).abs().max())
     found["jump"] = apart(model, alone)
-    found["sent"] = sum(spread.ranks.sent for spread in phase._spreads if spread is not None)
+    found["sent"] = sum(spread.ranks.sent for spread in phase.parts.spreads if spread is not None)
     found["messages"] = phase.sent_bytes - found["sent"]
     found["planned"] = phase.plan().exchange_bytes
     phase.rollback()
@@ -310,7 +310,7 @@ def emptied():
     with torch.no_grad():
         model(batches(1)[0])  # gathers the root's parameters
     late = KoopmanPhase(model, partition="node")
-    found = {"position": phase.position, "sharded": all(hasattr(p, "to_local") for p in late._parameters.all)}
+    found = {"position": phase.position, "sharded": all(hasattr(p, "to_local") for p in late.parts.parameters.all)}
     model, phase = fresh()
     model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
     found["replaced"] = heard(lambda: phase.jump(2))
@@ -322,9 +322,9 @@ def mended():
     _, phase, *_ = both(mlp, ddp, {"partition": "node"})
     if dist.get_rank():
         with torch.no_grad():
-            phase._parameters.all[0].add_(1e-3)
+            phase.parts.parameters.all[0].add_(1e-3)
     phase.jump(0)
-    return agree(torch.cat([p.detach().double().flatten() for p in phase._parameters.all]))
+    return agree(torch.cat([p.detach().double().flatten() for p in phase.parts.parameters.all]))
 
 
 def lost(folder, how):

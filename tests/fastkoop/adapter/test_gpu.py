@@ -82,4 +82,4 @@ def test_limits_guards_and_states():
 def test_plan_names_both_devices():
     *_, far = pair(storage_device="cpu")
     assert far.plan().storage_device == "cpu" and far.plan().fit_bytes > 0
-    assert far._recordings[0].buffer.is_pinned()
+    assert far.parts.recordings[0].buffer.is_pinned()

@@ -66,7 +66,7 @@ class TestHorizon:
     def test_is_one_factorisation(self, monkeypatch):
         _, phase, _ = recorded()
         fits = []
-        monkeypatch.setattr("fastkoop.adapter.phase.fit", lambda *a, **k: fits.append(1) or fk.fit(*a, **k))
+        monkeypatch.setattr("fastkoop.adapter.fits.fit", lambda *a, **k: fits.append(1) or fk.fit(*a, **k))
         phase.jump(8, horizon="auto", guard=lambda: 1.0)
         assert len(fits) == 2  # layers
 
@@ -140,10 +140,10 @@ class TestLimits:
         bound = float(every[~every.isnan()].median())
         assert (every > bound).any()
         before = {layer: phase.groups[i] for i, layer in enumerate(values)}
-        rows = {layer: phase._recordings[i].current() for i, layer in enumerate(values)}
+        rows = {layer: phase.parts.recordings[i].current() for i, layer in enumerate(values)}
         report = phase.jump(3, limits=Limits(**{name: bound}))
         for i, layer in enumerate(values):
-            now, at = phase._recordings[i].current(), 0
+            now, at = phase.parts.recordings[i].current(), 0
             for value in values[layer]:
                 beyond = (value > bound).reshape(before[layer].rows, -1)
                 width = beyond.shape[1] * (3 if partition == "quasi-node" and at == 0 else 0) or now.shape[1] - at
@@ -427,20 +427,20 @@ class TestObservables:
     def test_jump_and_step_are_fit_and_predict(self, partition, q, observables, stabilize):
         _, phase, _ = recorded(partition=partition, q=q, observables=observables, cutoff=1e-3, stabilize=stabilize,
                                    out_of_span="carry")  # fmt: skip
-        views = [view for recording in phase._recordings for view in recording.blocks(phase.snapshots)]
+        views = [view for recording in phase.parts.recordings for view in recording.blocks(phase.snapshots)]
         expected = [
             fk.fit(view.numpy().copy(), time_axis=0, cutoff=1e-3, observables=observables, stabilize=stabilize,
                    out_of_span="carry").predict(4).ravel()
             for view in views
         ]  # fmt: skip
         phase.jump(4)
-        got = np.concatenate([recording.current().numpy().ravel() for recording in phase._recordings])
+        got = np.concatenate([recording.current().numpy().ravel() for recording in phase.parts.recordings])
         np.testing.assert_allclose(np.sort(got), np.sort(np.concatenate(expected)), rtol=0, atol=1e-6)
         jumped = got
         phase.rollback()
         for ahead in (1, 2, 1, 1):
             phase.step(ahead)
-        walked = np.concatenate([recording.current().numpy().ravel() for recording in phase._recordings])
+        walked = np.concatenate([recording.current().numpy().ravel() for recording in phase.parts.recordings])
         np.testing.assert_allclose(walked, jumped, rtol=0, atol=2e-6)
 
     @pytest.mark.parametrize(("partition", "q"), [("weight", None), ("quasi-node", 2), ("node", None), ("layer", None)])
@@ -463,7 +463,7 @@ class TestObservables:
         for _ in range(26):
             train()
         phase.detach()
-        assert phase.plan().bytes_per_snapshot == phase._recordings[0].buffer[0].nbytes
+        assert phase.plan().bytes_per_snapshot == phase.parts.recordings[0].buffer[0].nbytes
         start = model.weight.detach().clone()
         for _ in range(15):
             train()

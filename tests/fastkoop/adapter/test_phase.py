@@ -17,6 +17,7 @@ import cases  # noqa: E402
 
 from fastkoop import Momentum, Rank  # noqa: E402
 from fastkoop import cutoff as rules  # noqa: E402
+from fastkoop.adapter.mover import Mover  # noqa: E402
 from fastkoop.kernels import reference  # noqa: E402
 from fastkoop.kernels.plan import resolution  # noqa: E402
 from fastkoop.torch_adapter import KoopmanPhase, LayerReport  # noqa: E402
@@ -240,7 +241,7 @@ def test_layers_with_equal_blocks_share_their_kernel_calls():
     for done in range(1, 4):
         phase.step()
         assert_predicted(flat(model), trail, blocks(mlp_rows(model), "node", None), done)
-    assert [batch.n for batch in phase._mover._batches] == [7, 5]
+    assert len(Mover(phase.parts.recordings, list(phase.operators().values())).coordinates) == 2  # of three layers
 
 
 def test_a_step_is_seen_by_autograd():
@@ -340,8 +341,8 @@ def test_copies_record_and_move_on_their_own(how):
                 parameter += 0.1
         other.record()
     assert (phase.snapshots, other.snapshots) == (6, 9)
-    newest = other._recordings[0].buffer[8]
-    assert torch.equal(newest[:, : other.groups[0].n], other._recordings[0].current()) and newest.abs().max() > 0
+    newest = other.parts.recordings[0].buffer[8]
+    assert torch.equal(newest[:, : other.groups[0].n], other.parts.recordings[0].current()) and newest.abs().max() > 0
     before = bits(model)
     other.jump(2)
     assert same_bits(bits(model), before) and all(p.abs().max() > 0 for p in other_model.parameters())
@@ -404,13 +405,13 @@ def test_turning_a_ring_takes_little_memory(turned, monkeypatch):
     trail = scripted(model, phase, 5 + turned)
     tracemalloc.start()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
-        phase._recorder.put_in_order()
+        phase.parts.recorder.put_in_order()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     allocated = sum(max(0, event.self_cpu_memory_usage) for event in profiled.events() or ())
     assert allocated == 0
     assert peak < phase.plan().bytes / 4
-    held = np.stack([row.ravel() for row in phase._recordings[0].buffer[:, :, :401].numpy()])
+    held = np.stack([row.ravel() for row in phase.parts.recordings[0].buffer[:, :, :401].numpy()])
     places = mlp_rows_of_one(model)[0].ravel()
     assert np.array_equal(held, np.stack(trail[-5:])[:, places])
 
@@ -798,7 +799,7 @@ def test_replaced_parameters_are_noticed(replace):
 def test_one_padded_time_major_buffer_a_layer(partition, q, dtype):
     model, phase, trail = recorded(4, dtype, partition=partition, q=q, capacity=4)
     rows = mlp_rows(model)
-    buffers = [recording.buffer for recording in phase._recordings]
+    buffers = [recording.buffer for recording in phase.parts.recordings]
     assert len(buffers) == len(rows)
     for buffer, group, units in zip(buffers, phase.groups, rows, strict=True):
         assert buffer.is_contiguous() and buffer.dtype == dtype
@@ -813,7 +814,7 @@ def test_one_padded_time_major_buffer_a_layer(partition, q, dtype):
 
 def test_fit_reads_the_buffer_without_a_copy():
     _, phase, _ = recorded(4, partition="quasi-node", q=4)
-    for recording, ops in zip(phase._recordings, phase.operators().values(), strict=True):
+    for recording, ops in zip(phase.parts.recordings, phase.operators().values(), strict=True):
         assert all(np.shares_memory(op._X, recording.buffer.numpy()) for op in ops)
 
 
@@ -824,9 +825,9 @@ def test_plan_is_what_recording_takes(partition, q, options):
     phase = KoopmanPhase(model, partition=partition, q=q, capacity=3, **options)
     plan = phase.plan()
     scripted(model, phase, 8)
-    tensors = [t for r in phase._recordings for t in vars(r).values() if isinstance(t, torch.Tensor)]
+    tensors = [t for r in phase.parts.recordings for t in vars(r).values() if isinstance(t, torch.Tensor)]
     assert plan.capacity == 3
-    assert plan.bytes_per_snapshot == sum(r.buffer[0].nbytes for r in phase._recordings)
+    assert plan.bytes_per_snapshot == sum(r.buffer[0].nbytes for r in phase.parts.recordings)
     assert plan.bytes == sum(tensor.nbytes for tensor in tensors)
 
 

@@ -30,13 +30,13 @@ def flat(model):
 
 def held(phase):
     """Every snapshot as it will be fitted, (time, weights)."""
-    parts = [r.snapshots(phase.snapshots)[:, :, : r.group.n].flatten(1) for r in phase._recordings]
+    parts = [r.snapshots(phase.snapshots)[:, :, : r.group.n].flatten(1) for r in phase.parts.recordings]
     return torch.cat(parts, dim=1).double()
 
 
 def tensors(phase):
     """Memory that the phase holds for its recording."""
-    found = [t for r in phase._recordings for t in vars(r).values() if isinstance(t, torch.Tensor)]
+    found = [t for r in phase.parts.recordings for t in vars(r).values() if isinstance(t, torch.Tensor)]
     return sum(t.nbytes for t in found)
 
 
@@ -55,11 +55,13 @@ class TestHalfPrecision:
         exact.jump(0)
         phase.jump(0)
         true, kept = held(exact), held(phase)
-        first = torch.cat([recording.base.flatten()[: recording.group.n] for recording in phase._recordings]).double()
+        first = torch.cat(
+            [recording.base.flatten()[: recording.group.n] for recording in phase.parts.recordings]
+        ).double()
         rounding = torch.finfo(torch.float32).eps * true.abs() if dtype != torch.float64 else 0.0
         assert ((kept - true).abs() <= 2.0**-8 * (true - first).abs() + rounding).all()
         assert dtype == torch.bfloat16 or ((kept - true).abs() > 0).any()
-        assert [r.buffer.dtype for r in phase._recordings] == [torch.bfloat16] * 2
+        assert [r.buffer.dtype for r in phase.parts.recordings] == [torch.bfloat16] * 2
 
     def test_takes_half_and_says_what_a_fit_takes(self):
         model = nn.Linear(64, 32)
@@ -78,7 +80,8 @@ class TestHalfPrecision:
         for _ in range(6):
             step(model, optimizer, torch.randn(8, 6))
         report = phase.jump(2)
-        ops = [op for layer in report.layers for op in layer.operators] + [op for ops in phase._operators for op in ops]
+        ops = [op for layer in report.layers for op in layer.operators]
+        ops += [op for fitted in phase.fits.operators for op in fitted]
         assert all(op._X is None and op._readout.snapshots is None for op in ops)
         assert all(np.isfinite(layer.residual) and layer.spectral_radius > 0 for layer in report.layers)
         moved = flat(model)
@@ -95,10 +98,10 @@ class TestHalfPrecision:
         phase.attach(optimizer)
         for _ in range(8):
             step(model, optimizer, torch.randn(8, 6))
-        X = [r.snapshots(8)[:, :, : r.group.n].numpy().copy() for r in phase._recordings]
+        X = [r.snapshots(8)[:, :, : r.group.n].numpy().copy() for r in phase.parts.recordings]
         phase.jump(5)
         expected = np.concatenate([fk.fit(x, time_axis=0, cutoff="jax").predict(5).ravel() for x in X])
-        got = np.concatenate([r.current().numpy().ravel() for r in phase._recordings])
+        got = np.concatenate([r.current().numpy().ravel() for r in phase.parts.recordings])
         np.testing.assert_array_equal(got, expected)
 
 
@@ -140,7 +143,7 @@ class TestPlan:
         match = r"capacity: 1000 snapshots of 4 kB take 4 MB on cpu, where 100 kB are free; capacity=25 fits; every=k"
         with pytest.raises(ValueError, match=match):
             phase.attach(optimizer) if how == "attach" else phase.record()
-        assert phase.snapshots == 0 and not phase._recorder.allocated
+        assert phase.snapshots == 0 and not phase.parts.recorder.allocated
         KoopmanPhase(model, capacity=25).record()
         with pytest.raises(ValueError, match="capacity=23 fits"):  # a window's sum takes room, too
             KoopmanPhase(model, capacity=25, window=2).record()

@@ -58,7 +58,7 @@ def test_every_jump_is_fitted_to_its_own_recording():
             train(model, optimizer)
             trail.append(model.weight.detach().clone())
             if schedule.stage == "record" and len(trail) == 4:
-                held = schedule.phase._recordings[0].snapshots(4)[:, :, :4]
+                held = schedule.phase.parts.recordings[0].snapshots(4)[:, :, :4]
                 assert torch.equal(held, torch.stack(trail))
             report = schedule.step()
         assert report.steps == 5

@@ -74,13 +74,13 @@ def test_a_setting_is_what_a_phase_of_its_own_gives(swept):
     i = next(i for i, setting in enumerate(results["settings"])
              if setting == described({"partition": "network", "window": 4, "observables": Affine(), "stabilize": "clip",
                                       "cutoff": Rank(1), "out_of_span": "drop"}))  # fmt: skip
-    all_iterates = made._all._recorder.recordings[0].snapshots(made._all.snapshots)[:, 0, : made._all.groups[0].n]
+    all_iterates = made._all.parts.recordings[0].snapshots(made._all.snapshots)[:, 0, : made._all.groups[0].n]
     skip = len(all_iterates) % 4
     means = all_iterates[skip:].reshape(-1, 4, all_iterates.shape[1]).mean(dim=1).numpy()
     op = fk.fit(means.T.copy(), cutoff=Rank(1), observables=Affine(), stabilize="clip")
     steps = made.per_epoch // 4
     phase = KoopmanPhase(made.model, "network", capacity=2)
-    phase._recordings[0].apply(torch.from_numpy(op.predict(steps)[None]))
+    phase.parts.recordings[0].apply(torch.from_numpy(op.predict(steps)[None]))
     run = next(run for run in results["runs"] if run["seed"] == 0 and run["setting"] == i)
     assert run["test_loss"][0] == pytest.approx(problem.evaluate(made.model)[0], rel=1e-4)
 

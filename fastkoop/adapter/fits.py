@@ -1,0 +1,104 @@
+"""Fits: the operators of a recording, fitted when they are first needed, forgotten when it goes on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from .. import checks
+from ..operator import KoopmanOperator, fit
+from ..options import OF_FIT, Options
+from .buffers import Recording
+from .parts import Parts
+from .ranks import Spread, fit_spread
+
+
+class Fits:
+    """Operators of every block of a recording.
+
+    Attributes:
+        operators: by recording; None until they are fitted.
+        seconds: what the last fit took.
+    """
+
+    def __init__(self, parts: Parts, options: Options):
+        self._parts, self.options = parts, options
+        self.operators: list[list[KoopmanOperator]] | None = None
+        self.seconds = 0.0
+
+    def forget(self) -> None:
+        """Drop the operators."""
+        self.operators = None
+
+    def take(self, changes: dict) -> None:
+        """Fit with these options from now on.
+
+        Raises:
+            ValueError, TypeError: as `KoopmanPhase.fit`.
+        """
+        if unknown := set(changes) - set(OF_FIT):
+            raise TypeError(f"fit: expected {', '.join(OF_FIT)}, got {', '.join(sorted(unknown))}")
+        options = replace(self.options, **changes)
+        if options.observables.momentum != self.options.observables.momentum:
+            raise checks.InputError(
+                "observables: Momentum() is decided when a phase is made, for what it records; make another phase"
+            )
+        self.options = options
+
+    def ready(self, position: int) -> list[list[KoopmanOperator]]:
+        """The operators, fitted now if they are not yet."""
+        if self.operators is None:
+            self.fit(position)
+        return self.operators
+
+    def fit(self, position: int) -> None:
+        """Fit an operator to every block; see `KoopmanPhase.fit`.
+
+        position: iterations past the newest snapshot, which ranks have to agree on.
+        """
+        recorder, parameters, ranks = self._parts.recorder, self._parts.parameters, self._parts.ranks
+        if recorder.snapshots < 2:
+            raise checks.InputError(
+                f"fit: expected at least 2 snapshots, got {recorder.snapshots}; train with attach(optimizer), or call "
+                "record() after each optimizer step"
+            )
+        self.options.observables.check(recorder.snapshots)
+        parameters.check()
+        began = time.perf_counter()
+        self.forget()
+        self.agree("fit", position=position)
+        recorder.put_in_order()
+        operators, refused = [], ""
+        for recording, spread in zip(self._parts.recordings, self._parts.spreads, strict=True):
+            try:
+                operators.append(self._fitted(recording, spread))
+            except checks.InputError as error:
+                said = f"layer {recording.group.name}: {error}"
+                refused = refused or f"{said} (if training diverged, lower its learning rate, or leave the layer out)"
+                if ranks is None:
+                    break
+        if ranks is not None:  # whatever happens here: others wait for this rank in its spread layers
+            refused = ranks.first("fit", refused)
+        if refused:
+            raise checks.InputError(refused)
+        self.operators = operators
+        self.seconds = time.perf_counter() - began
+
+    def _fitted(self, recording: Recording, spread: Spread | None) -> list[KoopmanOperator]:
+        """A group's operators; they keep no snapshots that had to be brought back."""
+        views = recording.blocks(self._parts.recorder.snapshots)
+        if spread is not None:
+            fitted = [fit_spread(view, recording.group.n, spread, self.options) for view in views]
+            _ = [op.residual for op in fitted]  # now, while ranks are at it: a jump then needs no exchange of its own
+        else:
+            fitted = [fit(view, time_axis=0, **self.options.fit_arguments) for view in views]
+        return fitted if recording.direct else [op.released() for op in fitted]
+
+    def agree(self, what: str, **values) -> None:
+        """Raise on all ranks unless all are at the same point of the same recording."""
+        recorder, ranks = self._parts.recorder, self._parts.ranks
+        if ranks is not None:
+            setting = f"{self.options!r}, capacity {recorder.capacity}"
+            ranks.agree(
+                what, snapshots=recorder.snapshots, iterations=recorder.iterations, setting=setting, **values
+            )  # fmt: skip

@@ -1,0 +1,66 @@
+"""The state of a phase: what a resumed run needs, as a dict of tensors and numbers, and back."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import checks
+from .. import cutoff as rules
+from .checkpoint import VERSION, sealed, unsealed
+from .fits import Fits
+from .parameters import Saved
+from .parts import Parts
+from .walker import Walker
+
+KIND = "KoopmanPhase"
+
+
+def state_of(parts: Parts, fits: Fits, walker: Walker) -> dict:
+    """See `KoopmanPhase.state_dict`."""
+    walk = walker.state()
+    coordinates, departure = walk["coordinates"], walk["departure"]
+    return sealed({
+        "kind": KIND, "version": VERSION, "setting": described(parts, fits),
+        "recording": parts.recorder.state(), "fit_seconds": fits.seconds, "position": walk["position"],
+        "walked": walk["walked"],
+        "coordinates": None if coordinates is None else [torch.as_tensor(y) for y in coordinates],
+        "departure": None if departure is None else list(departure),
+    })  # fmt: skip
+
+
+def described(parts: Parts, fits: Fits) -> dict:
+    """The setting that a state belongs to, in words."""
+    options, recorder, ranks = fits.options, parts.recorder, parts.ranks
+    groups = [
+        [recording.group.name, recording.group.granularity, recording.group.rows, recording.group.n,
+         recording.group.q or 0, str(recording.dtype), str(recording.stored)]
+        for recording in parts.recordings
+    ]  # fmt: skip
+    return {
+        "parameters": {name: str(tuple(p.shape)) for name, p in parts.parameters.by_name.items()},
+        "groups": groups, "every": recorder.every, "window": recorder.window, "capacity": recorder.capacity or 0,
+        "cutoff": rules.describe(options.cutoff), "observables": str(options.observables),
+        "stabilize": str(options.stabilize), "out_of_span": "carry" if options.carry else "drop",
+        "rank": f"{ranks.rank} of {ranks.size}" if ranks else "0 of 1",
+    }  # fmt: skip
+
+
+def restore(state: dict, parts: Parts, fits: Fits, walker: Walker) -> None:
+    """See `KoopmanPhase.load_state_dict`."""
+    contents = unsealed(state, "state", KIND)
+    for name, value in described(parts, fits).items():
+        if contents["setting"].get(name) != value:
+            raise checks.InputError(
+                f"state: expected {name} {value}, as this phase has, got {contents['setting'].get(name)}; make the "
+                "phase as the one that was saved"
+            )
+    parts.recorder.restore(contents["recording"])  # refuses, if at all, before it changes anything
+    fits.forget()
+    fits.seconds = contents["fit_seconds"]
+    coordinates, departure = contents["coordinates"], contents["departure"]
+    if coordinates is not None:
+        coordinates = [y.numpy() for y in coordinates]
+    if departure is not None:
+        parameters, buffers = departure
+        departure = Saved([p.clone() for p in parameters], buffers and [b.clone() for b in buffers])
+    walker.restore(contents["position"], contents["walked"], coordinates, departure)
