@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 from statistics import median
 
-from bench import RESULTS
+from bench import PAGES, RESULTS
 from bench.common import pages
 from bench.common.pages import keep_json
 
@@ -104,6 +107,17 @@ def table_of() -> str:
     return "\n".join(lines + [row(name) for name in SETTINGS if (FOLDER / name / "results.json").exists()])
 
 
+def picture() -> None:
+    """Draw the losses of the published method, which the README shows."""
+    from fastkoop.experiments import figures
+
+    results = json.loads((FOLDER / "node-T2-jax" / "results.json").read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        figures.draw(results, None, pathlib.Path(folder))
+        shutil.move(pathlib.Path(folder) / "loss.png", PAGES / "report-loss.png")
+
+
 def table(options: argparse.Namespace) -> None:
-    """Write the page."""
+    """Write the page and draw its picture."""
     pages.update("report", table_of())
+    picture()
