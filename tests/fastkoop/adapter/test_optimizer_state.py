@@ -1,0 +1,162 @@
+"""The optimizer's state across a jump: kept, reset, decayed, or put back."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+from trails import adam_recorded, bits_of, same_bits  # noqa: E402
+
+from fastkoop.torch_adapter import KoopmanPhase  # noqa: E402
+
+PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD([torch.zeros(1)], lr=0.1))
+
+
+class TestOptimizerState:
+    @pytest.mark.parametrize(
+        ("make", "velocities"),
+        [
+            (lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9), ["momentum_buffer"]),
+            (lambda p: torch.optim.Adam(p, lr=0.01), ["exp_avg"]),
+            (lambda p: torch.optim.AdamW(p, lr=0.01), ["exp_avg"]),
+            (lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5), ["momentum_buffer"]),
+        ],
+    )
+    def test_keep_reset_decay(self, make, velocities):
+        for choice in ("keep", "reset", 0.25):
+            torch.manual_seed(0)
+            model = nn.Linear(4, 3)
+            optimizer = make(model.parameters())
+            phase = KoopmanPhase(model)
+            phase.attach(optimizer)
+            for _ in range(5):
+                optimizer.zero_grad()
+                model(torch.randn(8, 4)).square().sum().backward()
+                optimizer.step()
+            before = {p: {k: v.clone() if torch.is_tensor(v) else v for k, v in own.items()}
+                      for p, own in optimizer.state.items()}  # fmt: skip
+            phase.jump(2, optimizer_state=choice)
+            if choice == "reset":
+                assert not optimizer.state
+                continue
+            for parameter, own in optimizer.state.items():
+                for name, value in own.items():
+                    factor = choice if choice != "keep" and name in velocities else 1.0
+                    torch.testing.assert_close(value, before[parameter][name] * factor, rtol=0, atol=0)
+            assert velocities[0] in own
+
+    def test_training_goes_on_after_each(self):
+        for choice in ("keep", "reset", 0.5):
+            model, phase, optimizer = adam_recorded()
+            phase.jump(3, optimizer_state=choice)
+            optimizer.zero_grad()
+            model(torch.randn(8, 6)).square().mean().backward()
+            optimizer.step()
+            assert all(torch.isfinite(p).all() for p in model.parameters())
+
+    def test_only_what_moved_is_reset(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 1))
+        phase = KoopmanPhase(model, include="0.*")
+        optimizer = torch.optim.Adam(model.parameters())
+        phase.attach(optimizer)
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(8, 6)).square().mean().backward()
+            optimizer.step()
+        phase.jump(1, optimizer_state="reset")
+        assert set(optimizer.state) == set(model[1].parameters())
+
+    def test_a_jump_that_went_back_leaves_it(self):
+        model, phase, optimizer = adam_recorded()
+        values = iter([1.0, 2.0])
+        phase.jump(3, guard=lambda: next(values), optimizer_state="reset")
+        assert len(optimizer.state) == len(list(model.parameters()))
+
+    def test_schedulers_are_told(self):
+        _, phase, optimizer = adam_recorded()
+        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=1000)
+        optimizer.step()
+        scheduler.step()
+        phase.record()
+        for _ in range(3):
+            phase.record()
+        phase.jump(7)
+        assert scheduler.last_epoch == 1  # it is not, unless it is passed
+        phase.rollback()
+        phase.jump(7, schedulers=[scheduler])
+        assert scheduler.last_epoch == 8
+        phase.rollback()
+        values = iter([1.0, 2.0])
+        phase.jump(7, schedulers=[scheduler], guard=lambda: next(values))
+        assert scheduler.last_epoch == 8  # it went back
+
+    @pytest.mark.parametrize(
+        ("options", "error", "match"),
+        [
+            ({"optimizer_state": "forget"}, ValueError, 'expected "keep", "reset" or a factor'),
+            ({"optimizer_state": 1.0}, ValueError, r"expected a factor in \(0, 1\), got 1.0"),
+            ({"optimizer_state": True}, ValueError, "optimizer_state: expected"),
+            ({"schedulers": [3]}, TypeError, "schedulers: expected learning-rate schedulers, got int"),
+            ({"schedulers": [PLATEAU]}, TypeError, "ReduceLROnPlateau steps by a metric"),
+            ({"guard": 3.0}, TypeError, "guard: expected a function"),
+        ],
+    )
+    def test_refusals(self, options, error, match):
+        model, phase, _ = adam_recorded(4)
+        before = bits_of(model.parameters())
+        with pytest.raises(error, match=match):
+            phase.jump(1, **options)
+        assert same_bits(bits_of(model.parameters()), before)
+
+    def test_needs_the_optimizer(self):
+        model = nn.Linear(2, 2)
+        phase = KoopmanPhase(model)
+        with pytest.raises(ValueError, match=r"needs the optimizer; call attach\(optimizer\) first"):
+            phase.jump(1, optimizer_state="reset")
+
+    def test_nothing_to_decay(self):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        optimizer = torch.optim.Adadelta(model.parameters())
+        phase = KoopmanPhase(model)
+        phase.attach(optimizer)
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().sum().backward()
+            optimizer.step()
+        before = bits_of(model.parameters())
+        with pytest.raises(ValueError, match='Adadelta keeps no velocity to decay; pass "keep" or "reset"'):
+            phase.jump(1, optimizer_state=0.5)
+        assert same_bits(bits_of(model.parameters()), before) and phase.position == 0
+
+    def test_a_scheduler_that_fails_leaves_all_as_it_was(self):
+        model, phase, optimizer = adam_recorded()
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=4)
+        optimizer.step()
+        scheduler.step()
+        for _ in range(4):
+            phase.record()
+        before, rate, at = bits_of(model.parameters()), optimizer.param_groups[0]["lr"], scheduler.last_epoch
+        with pytest.raises(ValueError, match="Tried to step"):
+            phase.jump(7, schedulers=[scheduler])
+        assert same_bits(bits_of(model.parameters()), before) and phase.position == 0
+        assert (optimizer.param_groups[0]["lr"], scheduler.last_epoch) == (rate, at)
+
+    def test_lbfgs_is_reset_whole(self):
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1)), torch.randn(8, 4)
+        optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+        phase = KoopmanPhase(model, exclude="0.*")
+        phase.attach(optimizer)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            optimizer.step(closure)
+        phase.jump(1, optimizer_state="reset")
+        assert not optimizer.state
