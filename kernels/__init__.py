@@ -25,7 +25,7 @@ from . import observed
 from .contract import Backend, Factors, Rule
 from .cpu import advance, combine, evolve, fit, gram, host, pinv, predict, reconstruct, rows_of, solve, xp
 from .cpu.layout import aligned_empty
-from .cpu.pool import get_num_threads, set_num_threads
+from .cpu.threads import get_num_threads, set_num_threads
 from .plan import ROUTES, Plan, plan
 from .spectrum import clip, eigenvalues, modes
 

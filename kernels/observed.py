@@ -20,7 +20,8 @@ from . import cpu
 from .contract import COORDINATES as FACTOR_COORDINATES
 from .contract import DIGITS, Factors
 from .cpu import ALONE_ORDER, library, quiet
-from .cpu.pool import each_block, get_num_threads
+from .cpu.pool import each_block
+from .cpu.threads import get_num_threads
 from .factors import assemble, merge
 from .plan import NON_FINITE, UNRESOLVED, ZERO, resolution
 

@@ -2,43 +2,22 @@
 
 Numba's stock layers die after a fork or under concurrent callers; kernels here release the GIL and
 work on a range of blocks each, so plain threads are enough. Which thread runs which range never
-changes a result.
+changes a result, and a pool that takes no work any more leaves all of it to the caller.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 
-from threadpoolctl import threadpool_limits
+from .threads import blas, get_num_threads
 
 WORK_PER_THREAD = 1 << 22  # multiply-adds, half a millisecond; waking a thread for less costs more than it saves
 RANGES_PER_THREAD = 4  # uneven blocks (truncated beside full rank) even out over more, smaller ranges
 
 _lock = threading.Lock()
-_threads: int | None = None
 _executor: tuple[int, int, ThreadPoolExecutor] | None = None  # (process id, threads, pool)
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this platform
-        return os.cpu_count() or 1
-
-
-def get_num_threads() -> int:
-    """Threads that FastKoop's CPU kernels use."""
-    return _threads or available_cores()
-
-
-def set_num_threads(threads: int) -> None:
-    """Set how many threads FastKoop's CPU kernels use in this process; results do not depend on it."""
-    global _threads
-    _threads = max(1, int(threads))
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
@@ -51,53 +30,48 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _forget_after_fork() -> None:
-    global _lock, _executor, _limiting, _limited
-    if _limited:
-        _limit.restore_original_limits()
-    _lock, _executor, _limiting, _limited = threading.Lock(), None, threading.Lock(), 0
+    global _lock, _executor
+    _lock, _executor = threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
 
 
-_limiting = threading.Lock()
-_limited = 0
-_limit = None
+class _Job:
+    """Ranges of blocks that are still to do, and the threads at work on them."""
 
+    def __init__(self, kernel, arguments: tuple, ranges):
+        self._kernel, self._arguments, self._ranges = kernel, arguments, ranges
+        self._state = threading.Condition(threading.Lock())
+        self._running, self._error = 0, None
 
-@contextlib.contextmanager
-def one_blas_thread():
-    """BLAS held to one thread while several blocks are in LAPACK at a time; callers may nest and overlap."""
-    global _limited, _limit
-    with _limiting:
-        if _limited == 0:
-            _limit = threadpool_limits(limits=1, user_api="blas")
-        _limited += 1
-    try:
-        yield
-    finally:
-        with _limiting:
-            _limited -= 1
-            if _limited == 0:
-                _limit.restore_original_limits()
+    def run(self) -> None:
+        """Do ranges while there are any; what a kernel raises is kept for `finish`."""
+        while True:
+            with self._state:
+                mine = next(self._ranges, None)
+                if mine is None:
+                    return
+                self._running += 1
+            try:
+                self._kernel(*mine, *self._arguments)
+            except BaseException as error:
+                with self._state:
+                    self._error, self._ranges = self._error or error, iter(())
+            finally:
+                with self._state:
+                    self._running -= 1
+                    self._state.notify_all()
 
-
-def each_block(function, blocks: int, alone: bool) -> list:
-    """[function(b) for b in range(blocks)]: in parallel with a BLAS thread each, or one after another with all."""
-    if not blocks:
-        return []  # not even a look at the BLAS libraries, which costs a millisecond
-    if not alone:
-        return [function(b) for b in range(blocks)]
-    results = [None] * blocks
-
-    def run(first: int, last: int) -> None:
-        for b in range(first, last):
-            results[b] = function(b)
-
-    with one_blas_thread():
-        over_blocks(run, blocks, blocks * WORK_PER_THREAD)
-    return results
+    def finish(self) -> None:
+        """Wait for the threads that have begun a range, not for those that never got to one; raise what they did."""
+        with self._state:
+            self._ranges = iter(())  # after an interrupt: the others finish what they have begun
+            while self._running:
+                self._state.wait()
+        if self._error is not None:
+            raise self._error
 
 
 def over_blocks(kernel, blocks: int, work: int, *arguments) -> None:
@@ -106,32 +80,40 @@ def over_blocks(kernel, blocks: int, work: int, *arguments) -> None:
     work is about how many multiply-adds all blocks take; little work stays on the caller's thread, which
     always takes part.
     """
-    threads = min(get_num_threads(), blocks, 1 + work // WORK_PER_THREAD)
+    most = min(blocks, 1 + work // WORK_PER_THREAD)
+    limit = get_num_threads() if most > 1 else 1
+    threads = min(most, limit)
     if threads <= 1:
         if blocks:
             kernel(0, blocks, *arguments)
         return
     large = work >= blocks * WORK_PER_THREAD  # then a range of several would keep the last thread long
     count = blocks if large else min(blocks, threads * RANGES_PER_THREAD)
-    ranges = iter([(blocks * i // count, blocks * (i + 1) // count) for i in range(count)])
-    take = threading.Lock()
-
-    def help_out() -> None:
-        nonlocal ranges
-        while True:
-            with take:
-                mine = next(ranges, None)
-            if mine is None:
-                return
-            kernel(*mine, *arguments)
-
-    pool = _pool(get_num_threads())
-    helpers = [pool.submit(help_out) for _ in range(threads - 1)]
+    job = _Job(kernel, arguments, iter([(blocks * i // count, blocks * (i + 1) // count) for i in range(count)]))
     try:
-        help_out()
+        for _ in range(threads - 1):
+            _pool(limit).submit(job.run)
+    except RuntimeError:  # the interpreter is shutting down, or no thread can be had: the caller does it all
+        pass
+    try:
+        job.run()
     finally:
-        with take:
-            ranges = iter(())  # after an error: the others finish what they have begun
-        wait(helpers)
-    for helper in helpers:
-        helper.result()
+        job.finish()
+
+
+def each_block(function, blocks: int, alone: bool) -> list:
+    """[function(b) for b in range(blocks)]: in parallel with a BLAS thread each, or one after another with all."""
+    if not blocks:
+        return []  # not even a look at the BLAS libraries
+    if not alone:
+        return [function(b) for b in range(blocks)]
+    results = [None] * blocks
+
+    def run(first: int, last: int) -> None:
+        with blas.one_thread():  # also where a thread has a limit of its own
+            for b in range(first, last):
+                results[b] = function(b)
+
+    with blas.one_thread():
+        over_blocks(run, blocks, blocks * WORK_PER_THREAD)
+    return results

@@ -6,7 +6,6 @@ import threading
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from fastkoop import kernels
 from fastkoop.kernels.cpu import pool
@@ -166,33 +165,54 @@ def test_after_a_fork(tmp_path):
     assert done.stdout.strip() == "alive"
 
 
-def blas_threads():
-    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+def test_a_pool_that_takes_no_work_leaves_it_to_the_caller(threads, monkeypatch):
+    threads(3)
+
+    class Closed:
+        taken = 0
+
+        def submit(self, run):
+            Closed.taken += 1
+            if Closed.taken > 1:
+                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(pool, "_pool", lambda count: Closed())
+    seen = []
+    pool.over_blocks(lambda first, last: seen.extend(range(first, last)), 20, 1 << 40)
+    assert sorted(seen) == list(range(20)) and Closed.taken == 2
 
 
-def test_each_block_holds_blas_to_one_thread_and_gives_it_back(threads):
-    threads(2)
-    with threadpool_limits(2, user_api="blas"):
-        check_each_block()
+AT_THE_END = """
+import atexit, sys, threading, time
+import numpy as np, fastkoop
+fastkoop.set_num_threads(3)
+tall = np.random.default_rng(0).normal(size=(400, 64, 33)).cumsum(-1)
+large = np.random.default_rng(0).normal(size=(3, 150, 120)).cumsum(-1)
+calls = {
+    "predict": lambda: fastkoop.predict(tall, 2),
+    "pinv": lambda: fastkoop.pinv(tall[:100]),
+    "fit": lambda: fastkoop.fit(tall[:100]).predict([1, 5]),
+    "LAPACK": lambda: fastkoop.predict(large, 2),
+}
+expected = {name: call() for name, call in calls.items()}
+
+def check():
+    for name, call in calls.items():
+        print(name, np.array_equal(call(), expected[name]))
+
+def late():
+    time.sleep(0.5)
+    for _ in range(2):
+        check()
+
+atexit.register(check)
+threading.Thread(target=late).start()
+"""
 
 
-def check_each_block():
-    before = blas_threads()
-    assert 2 in before
-    inside = pool.each_block(lambda b: (b, blas_threads()), 9, alone=True)
-    assert [b for b, _ in inside] == list(range(9))
-    assert all(set(counts) == {1} for _, counts in inside)
-    assert blas_threads() == before
-    assert pool.each_block(lambda b: blas_threads(), 2, alone=False) == [before, before]
-
-
-def test_overlapping_limits_are_undone_once_the_last_has_left():
-    with threadpool_limits(2, user_api="blas"):
-        before = blas_threads()
-        first, second = pool.one_blas_thread(), pool.one_blas_thread()
-        first.__enter__()
-        second.__enter__()
-        first.__exit__(None, None, None)
-        assert set(blas_threads()) == {1}
-        second.__exit__(None, None, None)
-        assert blas_threads() == before
+def test_work_after_the_main_thread_has_ended(tmp_path):
+    script = tmp_path / "late.py"
+    script.write_text(AT_THE_END)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.stdout.split("\n") == ["predict True", "pinv True", "fit True", "LAPACK True"] * 3 + [""]

@@ -1,0 +1,187 @@
+"""How many threads there are to use, and the one owner of BLAS's own number of them.
+
+FastKoop's number is what `set_num_threads` said, or else the least of: the cores this process may run on (affinity),
+what its control groups grant, OMP_NUM_THREADS (which joblib sets in its workers), and BLAS's present limit where
+somebody has lowered it since FastKoop was imported (threadpoolctl's `threadpool_limits`).
+
+Large blocks are worked on several at a time with a BLAS thread each. That limit belongs to the whole process in most
+libraries, so it has one owner here: the first block sets it, the last one gives it back, whichever threads those are.
+threadpoolctl 3.8 lets only the thread that set a limit change it, and ignores others without a word, so OpenBLAS is
+asked directly; no ownership of threadpoolctl's is taken, and a limit that a caller sets meanwhile is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import math
+import os
+import pathlib
+import threading
+
+import scipy.linalg.cython_lapack  # noqa: F401 - loads the BLAS that lapack.py calls
+from threadpoolctl import ThreadpoolController
+
+_threads: int | None = None
+CGROUPS = pathlib.Path("/sys/fs/cgroup")
+
+
+def get_num_threads() -> int:
+    """Threads that FastKoop's CPU kernels use."""
+    return _threads or default_threads()
+
+
+def set_num_threads(threads: int) -> None:
+    """Set how many threads FastKoop's CPU kernels use in this process; results do not depend on it."""
+    global _threads
+    _threads = max(1, int(threads))
+
+
+def default_threads() -> int:
+    """The number that is used unless `set_num_threads` was called; at least 1."""
+    return max(1, min(available_cores(), granted_cores(), asked_threads(), blas.lowered()))
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this platform
+        return os.cpu_count() or 1
+
+
+@functools.cache
+def granted_cores() -> float:
+    """Cores' worth of time that control groups grant this process, rounded up; infinite without a quota."""
+    quotas = [math.inf]
+    for path in _own_groups():
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = (path / "cpu.max").read_text().split()
+            quotas.append(int(quota) / int(period))  # "max" is no number
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = (int((path / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            quotas.append(quota / period if quota > 0 else math.inf)
+    least = min(quotas)
+    return math.ceil(least) if math.isfinite(least) else least
+
+
+def _own_groups() -> list[pathlib.Path]:
+    """Folders of this process's control groups, of version 2 and of version 1's "cpu", and of those above them."""
+    folders = [CGROUPS, CGROUPS / "cpu"]
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "" or "cpu" in controllers.split(","):
+                base = CGROUPS if controllers == "" else CGROUPS / "cpu"
+                parts = pathlib.PurePosixPath(path).parts[1:]
+                folders += [base.joinpath(*parts[: k + 1]) for k in range(len(parts))]
+    return folders
+
+
+def asked_threads() -> float:
+    """OMP_NUM_THREADS, the first number of its list; infinite where it says none."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) else math.inf
+
+
+class _OpenBlas:
+    """OpenBLAS with threads of its own: one number for the whole process."""
+
+    def __init__(self, filepath: str):
+        library = ctypes.CDLL(filepath)
+        affixes = [(prefix, suffix) for prefix in ("", "scipy_") for suffix in ("", "64_", "_64")]
+        names = [f"{prefix}openblas_{{}}_num_threads{suffix}" for prefix, suffix in affixes]
+        name = next(name for name in names if hasattr(library, name.format("set")))
+        self._get, self._set = getattr(library, name.format("get")), getattr(library, name.format("set"))
+
+    @property
+    def num_threads(self) -> int:
+        return self._get()
+
+    def set_num_threads(self, threads: int) -> None:
+        self._set(threads)
+
+
+class Blas:
+    """The BLAS libraries of this process, their limit held to one thread while anybody asks for that."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._wishes: list[int] = []  # what the libraries are to go back to
+        self._shared, self._private = self._find()
+        self._first = self.num_threads()
+
+    @staticmethod
+    def _find() -> tuple[list, list]:
+        """The libraries whose limit is the whole process's, and those whose limit is a thread's own (OpenMP)."""
+        shared, private = [], []
+        for library in ThreadpoolController().select(user_api="blas").lib_controllers:
+            if library.internal_api != "openblas":
+                shared.append(library)
+            elif library.threading_layer == "openmp":
+                private.append(library)
+            elif library.threading_layer == "pthreads":
+                shared.append(_OpenBlas(library.filepath))
+        return shared, private
+
+    def num_threads(self) -> int:
+        """The least limit of all libraries, but for what is held here; a large number where there is none."""
+        with self._lock:
+            numbers = [library.num_threads for library in (*self._shared, *self._private)]
+            if self._holders:
+                held = zip(self._wishes, numbers, strict=False)
+                numbers[: len(self._wishes)] = [wish if number == 1 else number for wish, number in held]
+            return min((number for number in numbers if number), default=1 << 30)
+
+    def lowered(self) -> int:
+        """The present limit, if somebody has lowered it since this module was imported; else a large number."""
+        present = self.num_threads()
+        return present if present < self._first else 1 << 30
+
+    @contextlib.contextmanager
+    def one_thread(self):
+        """The libraries held to one thread; callers may nest and overlap, on any threads."""
+        own = [library.num_threads for library in self._private]
+        with self._lock:
+            if not self._holders:
+                self._wishes = [library.num_threads for library in self._shared]
+            self._holders += 1
+            self._hold()
+        for library in self._private:
+            library.set_num_threads(1)
+        try:
+            yield
+        finally:
+            for library, number in zip(self._private, own, strict=True):
+                library.set_num_threads(number)
+            with self._lock:
+                self._hold()
+                self._holders -= 1
+                if not self._holders:
+                    self._give_back()
+
+    def _hold(self) -> None:
+        """One thread each; a limit that somebody has set meanwhile is what it goes back to."""
+        for k, library in enumerate(self._shared):
+            if (number := library.num_threads) != 1:
+                self._wishes[k] = number
+                library.set_num_threads(1)
+
+    def _give_back(self) -> None:
+        for library, number in zip(self._shared, self._wishes, strict=True):
+            if number != 1:
+                library.set_num_threads(number)
+
+    def after_fork(self) -> None:
+        """In a child, where no other thread lives on: nobody holds anything."""
+        self._lock = threading.Lock()
+        if self._holders:
+            self._holders = 0
+            self._give_back()
+
+
+blas = Blas()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=blas.after_fork)
