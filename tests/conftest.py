@@ -1,4 +1,4 @@
-"""Set up before anything is imported: a Numba cache that notices every edit, and the shared cases."""
+"""Set up before anything is imported: where compiled kernels are kept, and the shared cases."""
 
 import hashlib
 import importlib.util
@@ -9,20 +9,8 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-
-def numba_cache() -> str:
-    """A cache folder named by the text of all kernels: Numba itself looks only at the file of the function
-    that is called, and would run an old copy of an edited one that it calls (kernels/cpu/jit.py)."""
-    text = hashlib.sha256()
-    for path in sorted((ROOT / "kernels").rglob("*.py")):
-        text.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
-    key = f"fastkoop-{text.hexdigest()[:16]}"
-    user = getattr(os, "getuid", lambda: "any")()
-    base = pathlib.Path(os.environ.get("NUMBA_CACHE_DIR") or f"{tempfile.gettempdir()}/fastkoop-numba-{user}")
-    return str(base if base.name == key else base / key)  # a child process inherits the finished name
-
-
-os.environ["NUMBA_CACHE_DIR"] = numba_cache()
+# compiled kernels are shared with other checkouts of the same sources; cache.py names the folder below
+os.environ.setdefault("NUMBA_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "fastkoop-tests"))
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: more threads only get in each other's way
 
 

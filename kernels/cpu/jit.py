@@ -1,43 +1,29 @@
-"""How the kernels are compiled: without the GIL, cached on disk, IEEE semantics kept.
+"""How the kernels are compiled: without the GIL, kept on disk (cache.py), IEEE semantics kept.
 
 `jit` is for control flow; `jit_sums` also lets LLVM reorder sums, which is what vectorises a dot
 product. Neither assumes the absence of NaN or infinity.
 """
 
-import hashlib
-import pathlib
-from functools import partial
+from __future__ import annotations
 
 import numba
+from numba.core.dispatcher import Dispatcher
 from numba.extending import register_jitable
 
-
-def _drop_stale_cache(folder: pathlib.Path) -> None:
-    """Delete compiled kernels that an edit of any kernel file has made stale.
-
-    Numba's cache looks at the file of the function that is called, not at the files of the functions it
-    calls, and would go on running an old copy of those.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
-    cache = folder / "__pycache__"
-    stamp = cache / "kernels.sha256"
-    try:
-        if stamp.exists() and stamp.read_text() == digest.hexdigest():
-            return
-        for compiled in folder.rglob("__pycache__/*.nb[ic]"):
-            compiled.unlink(missing_ok=True)
-        cache.mkdir(exist_ok=True)
-        stamp.write_text(digest.hexdigest())
-    except OSError:
-        pass  # not ours to write: an installation for everybody, whose files do not change
+from .cache import KernelCache
 
 
-_drop_stale_cache(pathlib.Path(__file__).parents[1])
+def jit(function, **options):
+    """A compiled function, kept in `cache.cache_place()`."""
+    compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
+    if isinstance(compiled, Dispatcher):  # it is the function itself under NUMBA_DISABLE_JIT
+        compiled._cache = KernelCache(function)  # what `enable_caching` sets, which raises where it finds no folder
+    return compiled
 
-jit = partial(numba.njit, nogil=True, cache=True, error_model="numpy")
-jit_sums = partial(jit, fastmath={"reassoc", "contract", "nsz"})
+
+def jit_sums(function):
+    """`jit` with sums in any order."""
+    return jit(function, fastmath={"reassoc", "contract", "nsz"})
 
 
 def compilable(function):
