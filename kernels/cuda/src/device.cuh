@@ -1,7 +1,7 @@
 // What every kernel stands on: how a CTA is laid out, its shared memory, asynchronous copies, reductions, the double
 // matrix instruction. A CTA is one-dimensional, whole warps; blocks of weights go to CTAs, a CTA never shares one.
 //
-// Under FASTKOOP_EMULATION the same sources compile as host C++ (tests/cuda/emulation.h), which then supplies what
+// Under FASTKOOP_EMULATION the same sources compile as host C++ (tests/kernels/cuda/emulation.h), which then supplies what
 // stands in the one #else below; everything after it is common to both.
 #ifndef FASTKOOP_EMULATION
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
@@ -71,6 +71,17 @@ namespace fastkoop {
 
 constexpr double EPS = 2.220446049250313e-16;  // 2^-52
 constexpr int WARP = 32;
+
+// x in the other precision, subnormal numbers included: a plain cast would become cvt.ftz.
+template <class U, class T>
+__device__ __forceinline__ U converted(T x) {
+  if constexpr (sizeof(U) == sizeof(T))
+    return x;
+  else if constexpr (sizeof(U) == 8)
+    return to_double(x);
+  else
+    return rounded<U>(x);
+}
 
 // How a block was answered: the indices of plan.ROUTES. Between two launches EIGEN and SVD say what is still to do.
 enum Route : signed char { ZERO, CONSTANT, CHOLESKY, EIGEN, SVD, NON_FINITE };

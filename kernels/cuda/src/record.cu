@@ -20,13 +20,13 @@ __global__ void __launch_bounds__(256) record(const Strip* strips, U* snapshot) 
   if (columns < WARP) {
     for (int at = thread; at < rows * columns; at += threads) {
       const long long i = at / columns, j = at % columns;
-      snapshot[strip.to + i * strip.to_row + j] = static_cast<U>(from[i * strip.from_row + j * strip.from_column]);
+      snapshot[strip.to + i * strip.to_row + j] = converted<U>(from[i * strip.from_row + j * strip.from_column]);
     }
     return;
   }
   for (long long i = thread / WARP; i < rows; i += threads / WARP)
     for (int j = thread % WARP; j < columns; j += WARP)
-      snapshot[strip.to + i * strip.to_row + j] = static_cast<U>(from[i * strip.from_row + j * strip.from_column]);
+      snapshot[strip.to + i * strip.to_row + j] = converted<U>(from[i * strip.from_row + j * strip.from_column]);
 }
 
 }  // namespace fastkoop

@@ -49,7 +49,7 @@ struct DoubleFloat {
       high[k] = sum;
     }
   }
-  __device__ double value(int k) const { return static_cast<double>(high[k]) + static_cast<double>(low[k]); }
+  __device__ double value(int k) const { return to_double(high[k]) + to_double(low[k]); }
 };
 
 // Lines first .. first + count of a block into tile[row * pitch + line - first]; reads each number once, along

@@ -18,8 +18,8 @@ from fastkoop.kernels.cuda.launch import Device
 
 TABLE = pathlib.Path(__file__).with_name("resources.json")
 ARCHITECTURES = (75, 80, 90, 100)
-# what CuPy appends; what makes ptxas talk
-OPTIONS_HERE = (*OPTIONS, "-ftz=true", "--ptxas-options=-v")
+ADDED = ("-ftz=true",)  # by CuPy
+OPTIONS_HERE = (*OPTIONS, *ADDED, "--ptxas-options=-v")  # which makes ptxas talk
 
 
 class CompileError(Exception):
@@ -77,18 +77,19 @@ def build(architecture, names=None, text=None):
     return log, lowered, cubin
 
 
-def virtual_code(architecture, name):
-    """The PTX of one kernel: which instructions it asks for."""
+def virtual_code(architecture, *names, text=None):
+    """The PTX of some kernels, compiled as CuPy does: which instructions they ask for."""
     from cuda.bindings import nvrtc
 
-    program = check(nvrtc.nvrtcCreateProgram(source().encode(), b"fastkoop.cu", 0, [], []))
-    check(nvrtc.nvrtcAddNameExpression(program, name.encode()))
-    options = [f"-arch=compute_{architecture}".encode(), *(option.encode() for option in OPTIONS)]
+    program = check(nvrtc.nvrtcCreateProgram((text or source()).encode(), b"fastkoop.cu", 0, [], []))
+    for name in names:
+        check(nvrtc.nvrtcAddNameExpression(program, name.encode()))
+    options = [option.encode() for option in (f"-arch=compute_{architecture}", *OPTIONS, *ADDED)]
     check(nvrtc.nvrtcCompileProgram(program, len(options), options))
-    text = b" " * check(nvrtc.nvrtcGetPTXSize(program))
-    check(nvrtc.nvrtcGetPTX(program, text))
+    code = b" " * check(nvrtc.nvrtcGetPTXSize(program))
+    check(nvrtc.nvrtcGetPTX(program, code))
     check(nvrtc.nvrtcDestroyProgram(program))
-    return text.decode()
+    return code.decode()
 
 
 def resources(log, lowered):
