@@ -1,6 +1,6 @@
 """CuPy: builds, caches and launches the CUDA sources on the caller's stream.
 
-`Driver` is the whole of what cuda.py asks of a device; the tests put an emulated one in its place.
+`Driver` is the whole of what `Cuda` asks of a device; the tests put an emulated one in its place.
 """
 
 from __future__ import annotations
@@ -14,8 +14,19 @@ import numpy as np
 from .launch import Device
 
 HEADERS = ("device.cuh", "cutoffs.cuh", "tiles.cuh", "dense.cuh", "algebra.cuh", "jacobi.cuh")
-FILES = ("predict.cu", "gram.cu", "solve.cu", "evolve.cu", "reconstruct.cu", "exact.cu", "inverse.cu", "record.cu")
+FILES = (
+    "predict.cu",
+    "gram.cu",
+    "certify.cu",
+    "solve.cu",
+    "evolve.cu",
+    "reconstruct.cu",
+    "exact.cu",
+    "inverse.cu",
+    "record.cu",
+)
 OPTIONS = ("-std=c++17",)
+STAGED = ("predict", "gram", "inverse", "certify", "solve")  # their data is in shared memory, not in L1
 
 
 @functools.cache
@@ -35,11 +46,33 @@ def bare(name: str) -> str:
     return name.split("<")[0].split("::")[-1]
 
 
+def entry(name: str) -> str:
+    """The source of one instance as an extern "C" kernel called `bare(name)`, its template arguments spelt out.
+
+    CuPy compiles a module with name expressions anew in every process: its cache on disk keeps machine code alone.
+
+    >>> entry("fastkoop::record<float, double>").count('using T = float; using U = double; extern "C" __global__')
+    1
+    """
+    kernel, values = bare(name), re.findall(r"[\w:]+", name.partition("<")[2])
+
+    def spelt(match: re.Match) -> str:
+        parameters = re.findall(r"(class|int) (\w+)", match["parameters"] or "")
+        lines = [
+            f"using {parameter} = {value};" if kind == "class" else f"constexpr int {parameter} = {value};"
+            for (kind, parameter), value in zip(parameters, values, strict=True)
+        ]
+        return " ".join([*lines, 'extern "C" __global__']) + match["rest"]
+
+    definition = rf"(?:template <(?P<parameters>[^>]*)>\n)?__global__(?P<rest>[^;{{]*?\b{kernel}\()"
+    return re.sub(definition, spelt, source(kernel))
+
+
 class Driver:
     """One CUDA device through CuPy.
 
-    Kernels are compiled one by one when they are first launched, and kept by CuPy: in memory per device, on disk by
-    their full source, options and the compiler's version.
+    Kernels are compiled one by one when they are first launched, and kept: in memory by this driver, on disk by CuPy,
+    by their full source, options and the compiler's version.
     """
 
     def __init__(self, ordinal: int):
@@ -66,10 +99,11 @@ class Driver:
         """The compiled kernel of a C++ name expression."""
         if name not in self._kernels:
             with self.xp.cuda.Device(self.ordinal):
-                module = self.xp.RawModule(code=source(bare(name)), options=OPTIONS, name_expressions=(name,))
-                found = module.get_function(name)
-                found.max_dynamic_shared_size_bytes = self.device.shared - found.shared_size_bytes
-            self._kernels[name] = found
+                kernel = self.xp.RawModule(code=entry(name), options=OPTIONS).get_function(bare(name))
+                kernel.max_dynamic_shared_size_bytes = self.device.shared - kernel.shared_size_bytes
+                if bare(name) in STAGED:  # by itself the driver keeps as little as one CTA needs
+                    kernel.preferred_shared_memory_carveout = 100
+            self._kernels[name] = kernel
         return self._kernels[name]
 
     def registers(self, name: str) -> int:

@@ -1,9 +1,12 @@
 """Every kernel compiles for every architecture without a warning, and takes what the committed table says."""
 
 import json
+import re
 
 import compiler
 import pytest
+
+from fastkoop.kernels.cuda.driver import bare, entry
 
 COMMITTED = json.loads(compiler.TABLE.read_text())
 SPILLS = 64  # bytes a thread that may go to local memory on a device that FastKoop is made for
@@ -33,6 +36,33 @@ class TestEveryKernel:
 def test_the_table_has_no_large_spills(architecture):
     for name, numbers in COMMITTED["kernels"][str(architecture)].items():
         assert numbers["spills"] <= SPILLS, name
+
+
+@pytest.mark.parametrize("architecture", (75, 90))
+def test_no_conversion_flushes_subnormal_numbers(architecture):
+    pytest.importorskip("cuda.bindings")
+    code = compiler.virtual_code(architecture, *compiler.kernels_of(architecture))
+    assert "mul.ftz.f32" in code or architecture == 90  # pairs of floats: CuPy's option is in force, and allowed for
+    assert re.findall(r"cvt[.\w]*\.ftz[.\w]*", code) == []
+
+
+def test_a_plain_cast_would_flush():
+    pytest.importorskip("cuda.bindings")
+    cast = "__global__ void k(const float* x, double* y) { y[0] = x[0]; }"
+    assert "cvt.ftz.f64.f32" in compiler.virtual_code(90, "k", text=cast)
+
+
+@pytest.mark.parametrize("architecture", (75, 90))
+def test_every_instance_is_one_extern_c_kernel(architecture):
+    for name in compiler.kernels_of(architecture):
+        assert entry(name).count('extern "C" __global__') == 1, name
+
+
+@pytest.mark.parametrize("name", ["predict<float, fastkoop::Tensor, 1>", "record<float, double>", "solve", "add_parts"])
+def test_entries_compile_without_name_expressions(name):
+    pytest.importorskip("cuda.bindings")
+    name = f"fastkoop::{name}"
+    assert f".entry {bare(name)}(" in compiler.virtual_code(90, text=entry(name))
 
 
 def test_the_matrix_unit_is_used():
