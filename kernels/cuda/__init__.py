@@ -25,6 +25,7 @@ from .launch import (
     TILE_ROWS,
     Device,
     Launch,
+    certify_bytes,
     evolve_bytes,
     exact_bytes,
     grid,
@@ -49,6 +50,7 @@ FACTORS = np.dtype([(name, "u8") for name in ("basis", "readout", "op", "start",
 STRIP = np.dtype(
     [("from", "u8"), *((name, "i8") for name in ("to", "rows", "columns", "from_row", "from_column", "to_row"))]
 )
+COUNTS = np.dtype([("at", "i8", 64)])  # step counts that one launch writes
 NAMES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 
 # Device memory for Gram matrices and operators of pending blocks: this much, or as much as the data itself takes.
@@ -56,13 +58,12 @@ WORKSPACE = 1 << 28
 EXACT_WORKSPACE = 1 << 27  # for the SVD's columns: so many CTAs run at once
 GRID_Y = 65535
 AXES = 4  # of the batch that a kernel follows
-KEPT = 64  # lists of step counts
 STRIP_NUMBERS = 1 << 14  # that a CTA records
 
 
 def instances(device: Device) -> list[str]:
     """Name expressions of every kernel that can be launched on a device of this kind."""
-    names = ["add_parts", "solve", "evolve"]
+    names = ["add_parts", "certify", "solve", "write_counts", "evolve"]
     for dtype, data in NAMES.items():
         kind = sum_kind(dtype, device)
         tiled = [f"{data}, fastkoop::{kind}, {R}" for R in TILE_ROWS]
@@ -123,7 +124,6 @@ class Cuda:
 
     def __init__(self, driver: Driver, workspace: int = WORKSPACE):
         self.driver, self.xp, self.device, self.workspace = driver, driver.xp, driver.device, workspace
-        self._kept: dict = {}
 
     # What a launch is made of.
 
@@ -285,23 +285,26 @@ class Cuda:
         """Routes of Gram matrices that leave a block to its data: squares of float64 data may overflow, or vanish."""
         return (SVD,) if dtype == np.float32 else (SVD, ZERO, NON_FINITE)
 
-    def evolve(self, factors: Factors, steps: np.ndarray, pending=None):
+    def evolve(self, factors: Factors, steps: np.ndarray, pending=None, out=None):
         """Coefficients of K^steps x_last: (B, len(steps), q), float64, for ascending counts steps >= 1.
 
-        pending: a list of blocks (how many, then which; int32) to evolve no others.
+        pending: a list of blocks (how many, then which; int32) to evolve no others; out: where the others' already are.
         """
         steps = ascending(steps)
         factors = self._contiguous(factors)
         B, q, r = factors.readout.shape
         if not (q == r <= ORDER and evolve_bytes(r) <= self.device.shared):
             return cuda_library.evolve(self, factors, steps)
-        out = self.xp.empty((B, len(steps), q))
+        out = self.xp.empty((B, len(steps), q)) if out is None else out
         if len(steps):
             how = small_launch(q, evolve_bytes(q))
             problem = self._problem(B, q, q, np.float64)  # of which it reads blocks and order
             work = np.uint64(self.driver.address(pending))
-            counts = self._counts(steps.tobytes()) if len(steps) > 1 else np.uint64(0)  # one number needs no copy
-            arguments = self._pointers(factors), problem, work, counts, steps[0], np.int32(len(steps)), out
+            strides = np.diff(steps)
+            even = not len(strides) or (strides == strides[0]).all()
+            counts = np.uint64(0) if even else self._counts(steps)
+            stride = strides[0] if len(strides) else np.int64(0)
+            arguments = self._pointers(factors), problem, work, counts, steps[0], stride, np.int32(len(steps)), out
             self._launch("fastkoop::evolve", B, how, *arguments)
         return out
 
@@ -312,13 +315,20 @@ class Cuda:
             **{name: self.xp.ascontiguousarray(getattr(factors, name), dtype) for name, dtype in dtypes.items()}
         )
 
-    def _counts(self, steps: bytes):
-        """Step counts in device memory, kept: a graph that is being captured must not copy from the host."""
-        if steps not in self._kept:
-            if len(self._kept) >= KEPT:
-                self._kept.clear()
-            self._kept[steps] = self.xp.asarray(np.frombuffer(steps, np.int64))
-        return self._kept[steps]
+    def _counts(self, steps: np.ndarray):
+        """Uneven step counts in device memory, written there by launches that hold them by value.
+
+        So they are this call's alone, in order on its stream, and a graph that captures it writes its own again.
+        """
+        counts = self.xp.empty(len(steps), np.int64)
+        for first in range(0, len(steps), 64):
+            some = np.zeros((), COUNTS)
+            count = min(64, len(steps) - first)
+            some["at"][:count] = steps[first : first + count]
+            self.driver.launch(
+                "fastkoop::write_counts", (1, 1), 64, 0, (some, np.int32(first), np.int32(count), counts)
+            )
+        return counts
 
     def advance(self, factors: Factors, start, steps: int):
         """Coordinates `steps` further on: operator^steps start, (B, r)."""
@@ -407,13 +417,28 @@ class Cuda:
             arguments = X, layout_of(X), problem, np.int64(steps), out, route, grams, pending
             self._launch(name, B, how, *arguments)
             self._solve(grams, n, m, cutoff, X.dtype, factors, pending)
-        else:  # one block, many CTAs: nothing is finished before its Gram matrix is
-            pending, routes = None, self._unsettled(X.dtype)
-            self._solve(self.gram(X), n, m, cutoff, X.dtype, factors)
+        else:  # a block by many CTAs: nothing is finished before its Gram matrix is
+            self._predict_long(X, steps, cutoff, out, factors, pending)
+            return
         self._exactly(X, cutoff, factors, routes, pending)
         coefficients = self.evolve(factors, np.array([steps]), pending)
         rows, q = (X, 0) if wide else (X[1:], m)
         self._combine(rows, coefficients, q, out[None], pending)
+
+    def _predict_long(self, X, steps: int, cutoff, out, factors: Factors, pending) -> None:
+        """`_predict` of blocks whose Gram matrices are summed before any is judged."""
+        n, m, B = X.shape[-1], len(X) - 1, len(out)
+        wide, order, grams = n <= m, min(n, m), self.gram(X)
+        coefficients = self.xp.empty((B, 1, order))
+        how = small_launch(order, certify_bytes(order))
+        problem = self._problem(B, n, m, X.dtype, cutoff)
+        arguments = grams, problem, np.int64(steps), coefficients, factors.route, pending
+        self._launch("fastkoop::certify", B, how, *arguments)
+        self._solve(grams, n, m, cutoff, X.dtype, factors, pending)
+        self._exactly(X, cutoff, factors, self._unsettled(X.dtype), pending)
+        self.evolve(factors, np.array([steps]), pending, coefficients)
+        rows, q = (X, 0) if wide else (X[1:], m)
+        self._combine(rows, coefficients, q, out[None])
 
     def pinv(self, F, cutoff: tuple[str, float]) -> tuple:
         """The pseudo-inverse (B, m, n) of every block of F (m, ..., n), and the route each block took; see cpu.pinv."""

@@ -72,6 +72,11 @@ def solve_bytes(order: int, wide: bool) -> int:
     return bytes_of(*matrices, *[(order, 8)] * 3, ((order + 1) // 2, 24), (order, 4), (1, 16), (1, 4))
 
 
+def certify_bytes(order: int) -> int:
+    """Shared memory of `certify`."""
+    return bytes_of(square(order + 1), square(order + 1), *[(order, 8)] * 3)
+
+
 def evolve_bytes(order: int) -> int:
     """Shared memory of `evolve`."""
     return bytes_of((order * order, 8), (order * order, 8), (order, 8), (order, 8))

@@ -80,6 +80,22 @@ __device__ inline bool certified(const double* S, const Problem& p, int across, 
   return factorize(A, order, order, across);
 }
 
+// Whether `steps` need the reduced operator: a wide block's further steps Fp F^T, and very many of them are cheaper by
+// squaring one.
+__device__ inline bool too_many(const Problem& p, long long steps) {
+  return steps > 1 && (p.wide || steps > 4.0 * p.order * p.order * log2(steps + 2.0));
+}
+
+// a = G^-1 of the right-hand side, by all threads: S holds G and the right-hand side as its last row; A is scratch.
+__device__ inline void solve_normal(const double* S, double* A, int order, int across, double* a) {
+  const int rows = order + 1;
+  for (int at = threadIdx.x; at < rows * rows; at += blockDim.x)
+    A[at / rows * across + at % rows] = S[at / rows * across + at % rows];
+  __syncthreads();
+  factorize(A, order, rows, across);
+  back_substitute(A, order, across, a);
+}
+
 // y <- y after `steps` steps of the companion matrix F^+ Fp whose last column is a: O(order) a step, by one warp.
 __device__ inline void advance_companion(const double* a, int order, long long steps, double* y, double* spare) {
   if (threadIdx.x < WARP)

@@ -2,14 +2,27 @@
 
 namespace fastkoop {
 
+// Step counts that come by value, so that a captured graph keeps its own; launch.py: COUNTS.
+struct Counts {
+  long long at[64];
+};
+
+// counts[first ..] = the first `count` of some. Launch: one CTA of 64 threads.
+__global__ void __launch_bounds__(64) write_counts(Counts some, int first, int count, long long* counts) {
+#pragma unroll
+  for (int k = 0; k < 64; ++k)  // parameters are read at fixed places
+    if (static_cast<int>(threadIdx.x) == k && k < count) counts[first + k] = some.at[k];
+}
+
 // coefficients[b, k] = readout op^(steps[k] - 1) start, of all blocks or those on a list; zero of a block of rank 0, NaN
 // of one that is not finite.
 //
-// Launch: any number of CTAs, each takes every gridDim.x-th block; whole warps, up to 256 threads. `steps` ascend
-// from 1; a single one comes as `only`. Reads an operator a step, mostly from L1; squares it instead over long gaps.
-// Shared: two matrices of `order`, two vectors.
+// Launch: any number of CTAs, each takes every gridDim.x-th block; whole warps, up to 256 threads. Step counts ascend
+// from 1; they are first + k stride where `steps` is null. Reads an operator a step, mostly from L1; squares it instead
+// over long gaps. Shared: two matrices of `order`, two vectors.
 __global__ void __launch_bounds__(256, 1)
-    evolve(Factors all, Problem p, Work work, const long long* steps, long long only, int count, double* coefficients) {
+    evolve(Factors all, Problem p, Work work, const long long* steps, long long first, long long stride, int count,
+           double* coefficients) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
   const int order = p.order, thread = threadIdx.x, threads = blockDim.x;
@@ -27,7 +40,7 @@ __global__ void __launch_bounds__(256, 1)
     __syncthreads();
     long long at = 1;
     for (int k = 0; k < count; ++k) {
-      const long long next = steps ? steps[k] : only;
+      const long long next = steps ? steps[k] : first + k * stride;
       long long gap = next - at;
       at = next;
       if (gap > 64 && gap > 4.0 * r * log2(static_cast<double>(gap))) {

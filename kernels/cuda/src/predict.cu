@@ -65,8 +65,7 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4) predict(const T* data, Lay
   double* const c = shared.take<double>(p.wide ? p.tile : order);
   double* const spare = shared.take<double>(order);
   const int thread = threadIdx.x, threads = blockDim.x;
-  // a wide block's further steps need Fp F^T, and very many of them are cheaper by squaring an operator
-  const bool beyond = steps > 1 && (p.wide || steps > 4.0 * order * order * log2(steps + 2.0));
+  const bool beyond = too_many(p, steps);
 
   for (int b = blockIdx.x; b < p.blocks; b += gridDim.x) {
     const Block<T> block(data, X, p, b);
@@ -97,11 +96,7 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4) predict(const T* data, Lay
       if (way == EIGEN || way == SVD) pending[1 + atomicAdd(pending, 1)] = b;
     }
     if (way == CHOLESKY) {
-      for (int at = thread; at < rows * rows; at += threads)
-        A[at / rows * across + at % rows] = S[at / rows * across + at % rows];
-      __syncthreads();
-      factorize(A, order, rows, across);
-      back_substitute(A, order, across, a);
+      solve_normal(S, A, order, across, a);
       if (p.wide) {
         reconstruct_weights(block, p, a, c, tile, S, result);
       } else {

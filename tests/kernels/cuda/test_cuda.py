@@ -153,6 +153,36 @@ class TestFourSteps:
         states = cuda.driver.host(cuda.reconstruct(on(cuda, time_major(X)), cuda.evolve(factors, np.array([3, 5000]))))
         assert_states(states[1], X, 5000, FULL)
 
+    @pytest.mark.parametrize("steps", [[2, 5, 8, 11], [1, 1, 2, 6], list(np.cumsum(np.arange(1, 71) % 3))])
+    def test_even_and_uneven_counts(self, cuda, on, rng, steps):
+        X = orbit(rng, 8, 5, np.float64, batch=(2,))
+        factors = cuda.fit(on(cuda, time_major(X)), FULL)
+        states = cuda.driver.host(cuda.reconstruct(on(cuda, time_major(X)), cuda.evolve(factors, np.array(steps))))
+        for k, T in enumerate(steps):
+            assert_states(states[k], X, int(T), FULL)
+
+    def test_counts_come_by_value_and_belong_to_their_call(self, emulated, rng, monkeypatch):
+        """So a graph that captured a call may be replayed whatever was called since."""
+        cuda = emulated()
+        factors = cuda.fit(time_major(orbit(rng, 8, 5, np.float64, batch=(1,))), FULL)
+        before, kept, launch = dict(vars(cuda)), [], cuda.driver.launch
+
+        def noted(name, *how):
+            kept.append((name, how[-1]))
+            launch(name, *how)
+
+        monkeypatch.setattr(cuda.driver, "launch", noted)
+        monkeypatch.setattr(cuda.xp.__class__, "asarray", None, raising=False)  # nothing comes from the host
+        lists = [np.array([1, 2, 4 + k]) for k in range(70)]
+        for steps in lists:
+            cuda.evolve(factors, steps)
+        assert vars(cuda) == before
+        read = [how[3] for name, how in kept if name == "fastkoop::evolve"]  # arguments as a graph keeps them
+        for steps, counts in zip(lists, read, strict=True):
+            assert np.array_equal(counts, steps)
+        written = [how[0]["at"][:3] for name, how in kept if name == "fastkoop::write_counts"]
+        assert np.array_equal(written, lists)
+
     def test_what_a_gram_matrix_cannot_say_is_unresolved(self, cuda, on, rng):
         X = graded(rng, 40, 8, np.float64, low=1e-9)[None]
         factors = cuda.solve(cuda.gram(on(cuda, time_major(X))), 40, 8, ("relative", 1e-10), np.float64)
@@ -280,6 +310,8 @@ class TestLongBlocks:
         assert shares[0] > 1
         assert_states(states[:2], X[:2], steps, FULL)
         assert np.isnan(states[2]).all() and words(cuda, route)[2] == "non-finite"
+        assert words(cuda, route)[0] == ("cholesky" if n > m or steps == 1 else "eigen")  # the certificate is tried
+        assert words(cuda, route)[1] == "eigen"
 
 
 class TestLibrary:
@@ -317,6 +349,14 @@ class TestRecord:
         assert not packed[0].any() and not packed[1, :3].any()
         np.testing.assert_array_equal(packed[1, 3:].reshape(20, 12)[:, :11], weights.astype(to))
         np.testing.assert_array_equal(packed[1, 3:].reshape(20, 12)[:, 11], biases.astype(to))
+
+    def test_subnormal_numbers_are_kept(self, cuda, on, dtype):
+        weights = np.array([[1e-40, -3e-45, 1e-38, 0.0]], dtype)
+        for to in (np.float32, np.float64):
+            there, row = on(cuda, weights), cuda.xp.empty(4, to)
+            strips = np.array([(cuda.driver.address(there), 0, 1, 4, 4, 1, 4)], STRIP)
+            cuda.record(cuda.xp.asarray(split(strips, dtype.itemsize).view(np.uint8)), dtype, row)
+            np.testing.assert_array_equal(cuda.driver.host(row), weights[0].astype(to))
 
     def test_large_parameters_are_cut_among_ctas(self, emulated, rng, monkeypatch):
         monkeypatch.setattr(contract, "STRIP_NUMBERS", 48)
