@@ -17,6 +17,7 @@ from fastkoop.checks import InputError
 OPTIONS = {  # every option of every benchmark; each entry below names those it takes
     "names": {"nargs": "*", "metavar": "name", "help": "which of its cases or settings; all if none"},
     "--data-dir": {"help": "folder with the MNIST files; $FASTKOOP_DATA_DIR if not given"},
+    "--redman-dir": {"help": "folder with the published eigenvalues; $FASTKOOP_REDMAN_DIR if not given"},
     "--rounds": {"type": int, "default": 9, "help": "interleaved rounds of a measurement"},
     "--repeat": {"type": int, "default": 2, "help": "whole measurements, whose spread is reported"},
     "--device": {"choices": ("cpu", "cuda", "emulated"), "default": "cpu"},
@@ -52,6 +53,7 @@ BENCHMARKS = {
     "report": Benchmark("evidence.report", "the report's experiment on MNIST", ("names", "--data-dir")),
     "pays": Benchmark("evidence.pays", "when a phase pays: noisy training on MNIST", ("names", "--data-dir")),
     "oscillator": Benchmark("evidence.oscillator", "the paper's first experiment, 25 networks"),
+    "spectra": Benchmark("evidence.spectra", "training runs compared by eigenvalues, as published", ("--redman-dir",)),
     "training": Benchmark(
         "training.run", "three models, killed and resumed, on one rank and on two", ("names", "--data-dir")
     ),

@@ -3,7 +3,7 @@
 Importing this imports NumPy, Numba and SciPy; no array framework.
 """
 
-from . import kernels
+from . import kernels, spectra
 from .backends import get_num_threads, set_num_threads
 from .checks import InputError
 from .cutoff import Energy, Rank
@@ -14,5 +14,5 @@ from .operator import KoopmanOperator, fit
 __version__ = "0.2.0"
 __all__ = [
     "Affine", "Delay", "Energy", "InputError", "KoopmanOperator", "Momentum", "Rank", "fit", "get_num_threads",
-    "kernels", "pinv", "predict", "set_num_threads",
+    "kernels", "pinv", "predict", "set_num_threads", "spectra",
 ]  # fmt: skip
