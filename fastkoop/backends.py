@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from . import kernels
 from .checks import InputError, integer
-from .interop.arrays import Array
+from .interop.place import Place
 from .kernels import observed
 from .kernels.contract import COORDINATES
 from .kernels.cpu import ALONE_ORDER
@@ -23,9 +23,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-def backend_for(array: Array) -> ModuleType:
-    """The module, or the object, with the contract's functions for the device that `array` lives on."""
-    return kernels if array.device is None else cuda(array.device)
+def backend_for(place: Place) -> Any:
+    """The module, or the object, with the contract's functions for arrays that live there."""
+    return kernels if place.on_host else cuda(place.ordinal)
 
 
 def cuda(ordinal: int = 0):

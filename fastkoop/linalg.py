@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 
 from . import checks
 from . import cutoff as rules
 from .backends import NON_FINITE, backend_for
+from .cutoff import Cutoff
 from .interop import arrays, traced
 
 
@@ -43,7 +45,9 @@ def _handed_over(result, source: arrays.Array, target: arrays.Array | None, out)
     return out
 
 
-def predict(X, steps, *, cutoff="array_api", time_axis=-1, check_finite=True, out=None):
+def predict(
+    X: Any, steps: Any, *, cutoff: Cutoff = "array_api", time_axis: int = -1, check_finite: bool = True, out: Any = None
+) -> Any:
     """K^steps x_last for every block, with K = Fp pinv(F), in one fused call.
 
     F holds all snapshots but the last, Fp all but the first, x_last is the last. Tall blocks (n > m):
@@ -87,8 +91,12 @@ def predict(X, steps, *, cutoff="array_api", time_axis=-1, check_finite=True, ou
         steps, cutoff = checks.integer("steps", steps, least=0), rules.checked(cutoff)
         if traced.torch_compiles(X):
             return sys.modules["torch"].ops.fastkoop.predict(X, steps, rules.describe(cutoff), axis, check_finite)
-        options = {"cutoff": cutoff, "time_axis": axis - len(X.shape), "check_finite": check_finite}
-        return traced.by_callback(lambda X: predict(X, steps, **options), X, traced.moved(X.shape, axis), "X")
+
+        def on_host(X):
+            return predict(X, steps, cutoff=cutoff, time_axis=axis - ndim, check_finite=check_finite)
+
+        ndim = len(X.shape)
+        return traced.by_callback(on_host, X, traced.moved(X.shape, axis), "X")
     return _predict(X, steps, cutoff, time_axis, check_finite, out)
 
 
@@ -103,15 +111,15 @@ def _predict(X, steps, cutoff, time_axis, check_finite, out):
     rule = rules.resolve(cutoff, n, m, snapshots.dtype)
     target = arrays.check_out(out, (*batch, n), source)
     with source.scope():
-        result, route = backend_for(source).predict(snapshots, steps, rule)
-        if check_finite and source.device is None:  # a device does not wait: its bad blocks are NaN
+        result, route = backend_for(source.place).predict(snapshots, steps, rule)
+        if check_finite and source.place.on_host:  # a device does not wait: its bad blocks are NaN
             refuse_non_finite(route, batch)
             if steps > 1 or source.dtype:
                 warn_of_overflow(result, route, batch, source)
         return _handed_over(result.reshape(*batch, n), source, target, out)
 
 
-def pinv(F, *, cutoff="array_api", check_finite=True, out=None):
+def pinv(F: Any, *, cutoff: Cutoff = "array_api", check_finite: bool = True, out: Any = None) -> Any:
     """The Moore-Penrose pseudo-inverse of every matrix, truncated at the cutoff.
 
     Tall (n > m) and of full rank: the left inverse (F^T F)^-1 F^T. Wide and of full rank: the right
@@ -148,8 +156,11 @@ def pinv(F, *, cutoff="array_api", check_finite=True, out=None):
         cutoff = rules.checked(cutoff)
         if traced.torch_compiles(F):
             return sys.modules["torch"].ops.fastkoop.pinv(F, rules.describe(cutoff), check_finite)
-        options = {"cutoff": cutoff, "check_finite": check_finite}
-        return traced.by_callback(lambda F: pinv(F, **options), F, traced.turned(F.shape), "F")
+
+        def on_host(F):
+            return pinv(F, cutoff=cutoff, check_finite=check_finite)
+
+        return traced.by_callback(on_host, F, traced.turned(F.shape), "F")
     return _pinv(F, cutoff, check_finite, out)
 
 
@@ -162,8 +173,8 @@ def _pinv(F, cutoff, check_finite, out):
     target = arrays.check_out(out, (*batch, m, n), source)
     columns = source.data.transpose(len(batch) + 1, *range(len(batch) + 1))
     with source.scope():
-        result, route = backend_for(source).pinv(columns, rule)
-        if check_finite and source.device is None:
+        result, route = backend_for(source.place).pinv(columns, rule)
+        if check_finite and source.place.on_host:
             refuse_non_finite(route, tuple(batch), "F")
             inverses = result.reshape(len(result), m * n)
             warn_of_overflow(inverses, route, tuple(batch), source, checks.inverse_overflow)

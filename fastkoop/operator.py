@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from typing import Any
@@ -10,26 +9,29 @@ from typing import Any
 import numpy as np
 
 from . import backends, checks
-from . import cutoff as rules
-from .backends import COORDINATES, NON_FINITE, ROUTES, backend_for
+from .backends import COORDINATES, NON_FINITE, backend_for
+from .cutoff import Cutoff
 from .interop import arrays, traced
+from .interop.traced import in_scope
 from .linalg import refuse_non_finite, time_major, warn_of_overflow
-from .options import Options
-from .walk import Readout, States
+from .observables import ObservablesLike
+from .options import Options, Stabilize
+from .reports import Reports
+from .walk import Readout, States, Walk
 
 
 @traced.opaque
 def fit(
-    X,
+    X: Any,
     *,
-    cutoff="array_api",
-    observables="identity",
-    stabilize=None,
-    out_of_span="drop",
-    time_axis=-1,
-    check_finite=True,
-    refine=False,
-):
+    cutoff: Cutoff = "array_api",
+    observables: ObservablesLike = "identity",
+    stabilize: Stabilize = None,
+    out_of_span: str = "drop",
+    time_axis: int = -1,
+    check_finite: bool = True,
+    refine: bool = False,
+) -> KoopmanOperator:
     """The Koopman operator K = Fp pinv(F) of every block, truncated at the cutoff; K is not formed.
 
     Tall blocks (n > m) get at most m non-zero eigenvalues: K acts on what F spans. Wide ones (n <= m) of
@@ -84,10 +86,13 @@ def fit(
     options.observables.check(len(snapshots))
     options.observables.weights(snapshots.shape[-1])
     with source.scope():
-        op = KoopmanOperator(snapshots, options, backend_for(source), source, **flags)
-        if check_finite and source.device is None:
+        op = KoopmanOperator(snapshots, options, backend_for(source.place), source, **flags)
+        if check_finite and source.place.on_host:
             refuse_non_finite(op._published.route, snapshots.shape[1:-1])
         return op
+
+
+NOT_PICKLED = ("backend", "_xp", "_source", "_X", "_readout")
 
 
 def operators(backend, X, options: Options, *, refine: bool = False) -> backends.observed.Lifted:
@@ -111,23 +116,21 @@ def stabilized(backend, found: backends.observed.Lifted, options: Options) -> tu
     return found, condition
 
 
-def in_scope(method):
-    """The method, run on the stream that is the caller's when it is called, with the caller's memory."""
-
-    @traced.opaque
-    @functools.wraps(method)
-    def run(self, *arguments, **options):
-        with self._source.scope():
-            return method(self, *arguments, **options)
-
-    return run
+def _is_dense(X) -> bool:
+    """Whether a block's weights lie side by side, which some kernels' order of summation depends on."""
+    return X.strides[-1] == X.itemsize
 
 
-class KoopmanOperator:
+def _memory_order(X) -> tuple[int, ...]:
+    """X's axes from the one with the largest steps in memory to that with the smallest."""
+    dense = _is_dense(X)
+    return tuple(sorted(range(X.ndim), key=lambda axis: (dense and axis == X.ndim - 1, -abs(X.strides[axis]))))
+
+
+class KoopmanOperator(Reports):
     """Koopman operators of a batch of blocks, from `fastkoop.fit`.
 
-    Per-block reports have the batch's shape and X's kind; those that cost something are computed when
-    they are first read.
+    Reports are those of `Reports`. It can be copied and pickled, snapshots and all, and predicts the same bits then.
     """
 
     @classmethod
@@ -135,7 +138,7 @@ class KoopmanOperator:
         """From time-major snapshots X (m+1, ..., n), unchecked; spread: what fits blocks of which X is a part."""
         source = arrays.read(X)
         with source.scope():
-            return cls(source.data, options, backend_for(source), source, spread)
+            return cls(source.data, options, backend_for(source.place), source, spread)
 
     def __init__(
         self, snapshots, options: Options, backend, source: arrays.Array, spread=None, *, refine=False,
@@ -165,20 +168,62 @@ class KoopmanOperator:
         read = None if snapshots is None else snapshots[..., : self._n]
         if read is not None and self._tall:
             read = read[self.options.observables.observed.delay - self.options.carry :]
-        return Readout(self.backend, read, self._tall, self._large)
+        return Readout(self.backend, self._source.place, read, self._tall, self._large)
 
     def released(self) -> KoopmanOperator:
         """The same without snapshots: its reports, but no predictions; see `on`."""
-        other = copy.copy(self)
-        other._X, other._readout = None, self._reading(None)
+        other = self._twin()
+        other._X, other._source, other._readout = None, self._source.emptied(), self._reading(None)
         return other
 
     def on(self, X) -> KoopmanOperator:
         """The same with snapshots X (m+1, ..., n) to read weights out of, equal to those that it was fitted to."""
-        other = copy.copy(self)
+        other = self._twin()
         other._source = arrays.read(X)
         other._X, other._readout = other._source.data, self._reading(other._source.data)
         return other
+
+    def _twin(self) -> KoopmanOperator:
+        """Another operator that shares all this one has."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __getstate__(self) -> dict:
+        """For copies and pickles; snapshots keep their order in memory, and with it every bit of what is made of them.
+
+        Raises:
+            TypeError: parts of the blocks are on other ranks.
+        """
+        if self._spread is not None:
+            raise TypeError(
+                "KoopmanOperator: expected whole blocks, got some whose other parts are on other ranks; save the "
+                "phase's state_dict() on every rank instead"
+            )
+        state = {name: value for name, value in self.__dict__.items() if name not in NOT_PICKLED}
+        state["_source"] = self._source.emptied()
+        if self._X is not None:
+            order = _memory_order(self._X)
+            memory = self._xp.ascontiguousarray(self._X.transpose(order))
+            if self._source.kind in ("jax", "dlpack"):  # lent to us, and not to be handed on
+                memory = memory.copy()
+            state["snapshots"] = self._source.wrap(memory), order, _is_dense(self._X)
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        memory, order, dense = state.pop("snapshots", (None, (), True))
+        self.__dict__.update(state)
+        self._X = None
+        if memory is not None:
+            self._source = arrays.read(memory)
+            self._X = self._source.data.transpose(np.argsort(order))
+        self.backend = backend_for(self._source.place)
+        self._xp = self.backend.xp
+        if memory is not None and _is_dense(self._X) != dense:
+            spaced = self._xp.empty((*self._X.shape[:-1], 2 * self._X.shape[-1]), self._X.dtype)[..., ::2]
+            spaced[...] = self._X
+            self._X = spaced
+        self._readout = self._reading(self._X)
 
     def _augmented(self, carry: bool):
         """The factors with the constant, and, if it is to be carried, what they do not represent of the last state."""
@@ -192,16 +237,13 @@ class KoopmanOperator:
         affine = self.options.observables.observed.affine
         return self._augmented(False) if affine else self._lifted.factors
 
-    def _report(self, values):
-        return self._source.wrap(self._xp.ascontiguousarray(values).reshape(self._batch))
-
     @in_scope
     def check(self) -> None:
         """Raise if a block was not finite; on a CPU `fit` has done so already unless check_finite=False."""
         refuse_non_finite(self.backend.host(self._published.route), self._batch)
 
     @in_scope
-    def predict(self, steps, *, check_finite=None):
+    def predict(self, steps: Any, *, check_finite: bool | None = None) -> Any:
         """K^steps x_last.
 
         Args:
@@ -219,7 +261,7 @@ class KoopmanOperator:
         counts, single = checks.step_counts(steps)
         states = self._states(counts)
         check_finite = self._check_finite if check_finite is None else check_finite
-        if check_finite and self._source.device is None and (counts.max(initial=0) > 1 or self._source.dtype):
+        if check_finite and self._source.place.on_host and (counts.max(initial=0) > 1 or self._source.dtype):
             warn_of_overflow(states, self._published.route, self._batch, self._source)
         out = states.reshape(len(counts), *self._batch, self._n)
         return self._source.wrap(out[0] if single else self._xp.moveaxis(out, 0, -1))
@@ -239,17 +281,13 @@ class KoopmanOperator:
         out[:, self._published.route == NON_FINITE] = np.nan
         return out
 
-    def _weights(self, t: int):
-        """Snapshot t (B, n)."""
-        return self._X[t, ..., : self._n].reshape(math.prod(self._batch), self._n)
-
     def _later(self, steps: np.ndarray):
         """States (k, B, n) at ascending steps >= 1: of snapshots, or of each large block's few rows where that is less.
 
         Snapshots cost k q n multiply-adds a block, rows (q + k) rank n; a block's own sizes decide.
         """
         B, n, q, k = len(self._factors.rank), self._n, self._factors.readout.shape[1], len(steps)
-        large = self._tall and self._xp is np and self._large
+        large = self._tall and self._source.place.on_host and self._large
         rows = k * (q - self._factors.rank) > q * self._factors.rank if large else np.zeros(B, np.bool_)
         if not rows.any():
             return self._readout.states(self.backend.evolve(self._factors, steps))
@@ -273,18 +311,18 @@ class KoopmanOperator:
         return self._factors._replace(**own)
 
     @in_scope
-    def walk(self, *, check_finite=None) -> Walk:
+    def walk(self, *, check_finite: bool | None = None) -> Walk:
         """A walk along the predicted states, one after another, without looking ahead unless asked to.
 
         Args:
             check_finite: as `predict`.
         """
         check_finite = self._check_finite if check_finite is None else check_finite
-        watched = self._published.route if check_finite and self._source.device is None else None
+        watched = self._published.route if check_finite and self._source.place.on_host else None
         return Walk(States([self.parts]), self._batch, self._source, watched)
 
     @property
-    def parts(self) -> tuple:
+    def parts(self) -> tuple[Readout, Any]:
         """What `States` is made of: how weights are read out, and the factors of the operators."""
         return self._readout, self._factors
 
@@ -294,7 +332,7 @@ class KoopmanOperator:
 
     @property
     @in_scope
-    def eigenvalues(self):
+    def eigenvalues(self) -> Any:
         """Eigenvalues of K (after clipping, if any): (..., r) complex128, largest modulus first.
 
         r is the largest rank in the batch, one more if a constant is observed, whose eigenvalue is 1 exactly; a
@@ -305,7 +343,7 @@ class KoopmanOperator:
 
     @property
     @in_scope
-    def modes(self):
+    def modes(self) -> Any:
         """Exact modes Phi, eigenvectors of K in the order of `eigenvalues`: (..., rows, r) complex128.
 
         Rows are what `matrix` acts on. Scaled as Phi = Fp V S^-1 p / lambda with unit p (Tu et al. 2014, definition 1).
@@ -347,8 +385,12 @@ class KoopmanOperator:
         parts = (self._combine(self._X[at : at + self._pairs], shares) for at in first)
         return self._xp.concatenate([part.reshape(shape) for part in parts], axis=1)
 
+    def _without_last(self):
+        earlier = KoopmanOperator(self._X[:-1], self.options, self.backend, self._source, self._spread)
+        return earlier._states(np.array([1]))[0]
+
     @in_scope
-    def matrix(self):
+    def matrix(self) -> Any:
         """K itself, (..., rows, rows) in X's dtype, formed only on request; a RuntimeWarning if it does not fit that.
 
         Its rows are the weights, n of them; with `Momentum` weights, then velocities; with `Delay` those of all d
@@ -366,237 +408,7 @@ class KoopmanOperator:
             K[:, :rows, rows] = self._mean(after=True) - xp.einsum("bij,bj->bi", A, self._mean(after=False))
         with np.errstate(over="ignore"):
             K = self._known(K.astype(self._X.dtype))
-        if self._check_finite and self._source.device is None:
+        if self._check_finite and self._source.place.on_host:
             numbers = K.reshape(len(K), K.shape[1] ** 2)
             warn_of_overflow(numbers, self._published.route, self._batch, self._source, checks.matrix_overflow)
         return self._source.wrap(K.reshape(*self._batch, *K.shape[1:]))
-
-    @property
-    def rank(self):
-        """Singular values of F that count, per block: int64."""
-        return self._report(self._published.rank)
-
-    @property
-    def threshold(self):
-        """What a singular value must exceed to count, per block: float64, in the units of F."""
-        return self._report(self._published.threshold)
-
-    @property
-    def condition(self):
-        """Largest over smallest singular value that counts, per block: float64; NaN at rank 0."""
-        return self._report(self._conditions())
-
-    @in_scope
-    def _conditions(self):
-        with np.errstate(invalid="ignore"):
-            return self._published.largest / self._published.smallest
-
-    @property
-    def edge(self):
-        """Whether a singular value lies so near the threshold that rank +- 1 is as right: bool per block."""
-        return self._report(self._published.edge)
-
-    @property
-    def route(self) -> np.ndarray:
-        """How each block was fitted, in words, a NumPy array.
-
-        "eigen": by the eigenvectors of its Gram matrix; "svd": by its own singular vectors, where that matrix cannot
-        resolve the cutoff; "zero": all zero, rank 0; "non-finite".
-
-        >>> X = np.zeros((3, 2, 4))
-        >>> X[1:] = [[1.0, 0.5, 0.25, 0.125], [3.0, 2.0, 1.0, 0.5]]
-        >>> X[2, 1] = 3.0000001 * X[2, 0]
-        >>> fit(X).route.tolist()
-        ['zero', 'eigen', 'svd']
-        """
-        return np.array(ROUTES)[self._host(self._published.route)].reshape(self._batch)
-
-    @in_scope
-    def _host(self, values) -> np.ndarray:
-        """Values of all blocks in host memory."""
-        return self.backend.host(values)
-
-    @property
-    def spectral_radius(self):
-        """Largest modulus of an eigenvalue of K (after clipping, if any), per block: float64; 0 at rank 0.
-
-        A constant's own eigenvalue, 1, is not counted.
-        """
-        return self._report(self._radii)
-
-    @functools.cached_property
-    @in_scope
-    def _radii(self):
-        values = self._xp.abs(self.backend.eigenvalues(self._lifted.factors))
-        return self._known(values.max(axis=1) if values.shape[1] else self._xp.zeros(len(values)))
-
-    def _known(self, values):
-        """The same, NaN in blocks that were not finite."""
-        values[self._published.route == NON_FINITE] = np.nan
-        return values
-
-    @property
-    def eigenvector_condition(self):
-        """Condition number of the eigenvectors that clipping went through, per block; 1 where nothing was."""
-        return self._report(self._eigenvector_condition)
-
-    @property
-    def residual(self):
-        """How K misses its own last step, on data it was fitted to: ||K x_(m-1) - x_m|| / ||x_m - x_(m-1)||.
-
-        float64 per block; about 0 for a tall block of full rank, which can explain anything; 1 is as
-        wrong as predicting no change. NaN for a block whose last step is zero and met exactly.
-        """
-        return self._report(self._residuals)
-
-    @functools.cached_property
-    @in_scope
-    @np.errstate(over="ignore", invalid="ignore")
-    def _residuals(self):
-        xp, own, observed, rows = self._xp, self._lifted.factors, self.options.observables.observed, self._X.shape[-1]
-        carry = self.options.carry
-        last, before = self._weights(-1), self._weights(-2)
-        if self._tall:
-            # the state before is F e, so U^T F e = S V^T e; rows of the basis (V S^-1)^T have norm 1/s
-            basis = xp.ascontiguousarray(own.basis.transpose(0, 2, 1))
-            size = xp.abs(basis).max(axis=2)
-            size[size == 0.0] = 1.0  # past a block's rank
-            norm = xp.linalg.norm(basis / size[..., None], axis=2)
-            y = basis[..., -1] / size / xp.where(norm == 0.0, 1.0, norm) ** 2 / size
-            coefficients = self._sums(own.readout.transpose(2, 0, 1), y)
-            if carry or observed.affine:
-                at = self._pairs - 1
-                constant = backends.observed.constants(self.backend, self._lifted, self._pairs, observed, carry, y, at)
-                constant[:, int(carry) :] += coefficients
-                coefficients = constant
-            coefficients[:, -1] -= 1.0  # x_m is the last row: the miss itself is combined, not its two large terms
-            miss = self._sums(self._readout.snapshots, coefficients)
-        else:
-            state = xp.concatenate([self._X[-2 - k].reshape(-1, rows) for k in range(observed.delay)], axis=1)
-            if observed.affine:
-                state = state - self._mean(after=False)
-            y = self._sums(own.basis.transpose(1, 0, 2), state.astype(np.float64))
-            miss = self._sums(own.readout.transpose(2, 0, 1), y)[:, : self._n] - last
-            if observed.affine:
-                miss += self._lifted.mean[:, : self._n]
-            if carry:
-                miss += (state - xp.einsum("bnr,br->bn", own.basis, y))[:, : self._n]
-        return self._known(_relative(xp, miss, before, last, self._spread))
-
-    def _sums(self, rows, coefficients):
-        """Sums over rows (q, ..., k) with coefficients (B, q): (B, k), with bits of the block's own."""
-        return self.backend.combine(rows, coefficients[:, None])[0]
-
-    @property
-    def holdout(self):
-        """How an operator fitted without the last pair misses it: ||K' x_(m-1) - x_m|| / ||x_m - x_(m-1)||.
-
-        float64 per block: the trust signal, since that pair is new to it; 1 is as wrong as predicting no
-        change. NaN with a single pair, and for a block whose last step is zero and met exactly.
-        """
-        return self._report(self._holdouts)
-
-    @functools.cached_property
-    @in_scope
-    def _holdouts(self):
-        if self._pairs - 1 < 1 + self.options.observables.observed.affine:
-            return self._xp.full(len(self._factors.rank), np.nan)
-        earlier = KoopmanOperator(self._X[:-1], self.options, self.backend, self._source, self._spread)
-        state = earlier._states(np.array([1]))[0]
-        last, before = self._weights(-1), self._weights(-2)
-        with np.errstate(over="ignore", invalid="ignore"):
-            miss = state.astype(np.float64) - last
-        return _relative(self._xp, miss, before, last, self._spread)
-
-    def summary(self) -> str:
-        """The per-block reports as a table, a line per block."""
-        found = self._published
-        reports = found.rank, found.threshold, self._conditions(), self._radii, self._residuals, self._holdouts
-        columns, edges, routes = [self._host(report) for report in reports], self._host(found.edge), self.route.ravel()
-        heads = ("threshold", "condition", "radius", "residual", "hold-out")
-        lines = ["block         route       rank  " + "  ".join(f"{head:>9}" for head in heads) + "  edge"]
-        for b, index in enumerate(np.ndindex(self._batch)):
-            rank, *values = (column[b] for column in columns)
-            numbers = "  ".join(f"{value:9.3g}" for value in values)
-            edge = "yes" if edges[b] else ""
-            lines.append(f"{index!s:12}  {routes[b]:10}  {rank:4d}  {numbers}  {edge}".rstrip())
-        return "\n".join(lines)
-
-    def __repr__(self) -> str:
-        rank, edge = self._host(self._published.rank), self._host(self._published.edge)
-        B = len(rank)
-        blocks = f"{B} block{'s' * (B != 1)} of {self._n} weights, {self._pairs} pairs"
-        observed = "" if str(self.options.observables) == "identity" else f"{self.options.observables}; "
-        span = f"{rank.min()}..{rank.max()}" if B else "-"
-        routes = ", ".join(np.unique(self.route)) if B else "-"
-        return (
-            f"KoopmanOperator({blocks}; {observed}rank {span} by {rules.describe(self.options.cutoff)}; "
-            f"route {routes}; {int(edge.sum())} on the edge)"
-        )
-
-
-def _relative(xp, miss, x, target, spread):
-    """||miss|| / ||target - x|| per block, in float64; NaN where nothing moved and nothing was missed but rounding."""
-    eps = np.finfo(target.dtype).eps
-    miss, x, target = (array.astype(np.float64) for array in (miss, x, target))
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        if spread is None:
-            scale = xp.maximum(xp.abs(target), xp.abs(x)).max(axis=1, keepdims=True)
-            scale[scale == 0.0] = 1.0
-            miss, moved, size = (xp.linalg.norm(part / scale, axis=1) for part in (miss, target - x, target))
-        else:
-            own = (part[:, : spread.owned] ** 2 for part in (miss, target - x, target))
-            squares = xp.stack([part.sum(axis=1) for part in own])
-            miss, moved, size = xp.sqrt(xp.asarray(spread.sum(squares)))
-        miss[(moved == 0.0) & (miss <= 8 * eps * size)] = 0.0
-        return miss / moved
-
-
-class Walk:
-    """The states K x_last, K^2 x_last, ... one at a time: r^2 + n r multiply-adds each.
-
-    Holds its own copy of all it needs (r rows of n numbers a block), so that X may be overwritten.
-    """
-
-    def __init__(self, states: States, batch: tuple[int, ...], source: arrays.Array, watched=None):
-        """watched: the routes of blocks whose overflow is reported."""
-        self._states, self._batch, self._source, self._watched = states, batch, source, watched
-
-    @property
-    def steps(self) -> int:
-        """Steps from the last snapshot to the state that was returned last."""
-        return self._states.steps
-
-    def restart(self) -> None:
-        """Back to the last snapshot."""
-        self._states.restart()
-
-    @property
-    def coordinates(self) -> np.ndarray | None:
-        """Coordinates (B, r) of the state that was returned last, in host memory; None at the last snapshot."""
-        y = self._states.coordinates
-        return None if y is None else self._states.backend.host(y)
-
-    @in_scope
-    def resume(self, steps: int, coordinates: np.ndarray | None) -> None:
-        """Go on from the state `steps` past the last snapshot, whose coordinates these are."""
-        self._states.resume(steps, coordinates)
-
-    @in_scope
-    def step(self, count: int = 1, ahead: int = 1):
-        """The state `count` >= 1 steps further on: (..., n), of X's kind and dtype.
-
-        Args:
-            count: steps to move on.
-            ahead: states to make in one pass, this one and the `ahead` - 1 after it, where looking ahead is
-                allowed: the same bits for less time, and `ahead` states of memory.
-
-        Warns:
-            RuntimeWarning: as `fastkoop.predict`, at the first step too.
-        """
-        count, ahead = checks.integer("count", count, least=1), checks.integer("ahead", ahead, least=1)
-        state = self._states.step(count, ahead)
-        ceiling = min(self._source.ceiling, float(np.finfo(state.dtype).max))
-        if self._watched is not None and not self._states.bound() < ceiling:
-            warn_of_overflow(state, self._watched, self._batch, self._source)
-        return self._source.wrap(state.reshape(*self._batch, state.shape[-1]))

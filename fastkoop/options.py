@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from . import checks, observables
 from . import cutoff as rules
 from .cutoff import Cutoff
 
-Stabilize = float | Literal["clip", "project"] | None
+Stabilize = float | str | None  # None, "clip", "project" or a radius
 OUT_OF_SPAN = ("drop", "carry")
 OF_FIT = ("cutoff", "observables", "stabilize", "out_of_span")
 
@@ -82,7 +82,8 @@ class Options:
 
     def rule(self, n: int, columns: int, dtype: Any) -> tuple[str, float]:
         """The cutoff as kernels/ take it, for blocks of n rows in so many snapshots."""
-        return rules.resolve(self.cutoff, *self.observables.observed.shape(n, columns), dtype)
+        rows, pairs = self.observables.observed.shape(n, columns)
+        return rules.resolve(self.cutoff, rows, pairs, dtype)
 
     @property
     def fit_arguments(self) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _read_stabilize(text: str) -> Stabilize | str:
+def _read_stabilize(text: str) -> Stabilize:
     if text in ("none", "None"):
         return None
     try:
@@ -142,13 +143,13 @@ def _read_stabilize(text: str) -> Stabilize | str:
 
 
 def _word_of_stabilize(value: Stabilize) -> str:
-    value = checks.stabilizer(value)
-    return {None: "none", 1.0: "clip"}.get(value, str(value))  # type: ignore[call-overload, no-any-return]
+    described = _described_stabilize(value)
+    return "none" if described is None else str(described)
 
 
 def _described_stabilize(value: Stabilize) -> Stabilize:
-    value = checks.stabilizer(value)
-    return "clip" if value == 1.0 else value
+    radius = checks.stabilizer(value)
+    return "clip" if radius == 1.0 else radius
 
 
 READ: dict[str, Callable[[str], Any]] = {

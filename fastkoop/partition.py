@@ -68,13 +68,13 @@ class Group:
     rows: int
     n: int
     pieces: tuple[Piece, ...]
-    q: int | None = None
+    q: int | None = None  # of quasi-nodes alone
 
     def blocks(self, buffer) -> list:
         """Views (time, ..., block size) of a recording (time, rows, >= n), each a batch of equal blocks."""
         if self.granularity == "weight":
             return [buffer[:, :, : self.n, None]]
-        if self.granularity != "quasi-node":
+        if self.q is None:
             return [buffer[:, :, : self.n]]
         chunks = self.n // self.q
         views = []
@@ -90,7 +90,7 @@ class Group:
         """(blocks, weights in each), in the order of `blocks`."""
         if self.granularity == "weight":
             return [(self.rows * self.n, 1)]
-        if self.granularity != "quasi-node":
+        if self.q is None:
             return [(self.rows, self.n)]
         chunks, rest = divmod(self.n, self.q)
         sizes = [(self.rows * chunks, self.q)] if chunks else []
@@ -171,7 +171,7 @@ def _layers(parameters: list[Parameter], granularity: dict[str, str]):
     by_name = {parameter.name: parameter for parameter in parameters}
     matrices = [parameter for parameter in parameters if len(parameter.shape) >= 2]
     modules = [_module(parameter.name) for parameter in matrices]
-    claimed = set()
+    claimed: set[str] = set()
     layers: dict[str, list[Parameter]] = {}
     for matrix, module in zip(matrices, modules, strict=True):
         members = [matrix]

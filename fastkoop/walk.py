@@ -1,4 +1,4 @@
-"""States: K x_last, K^2 x_last, ... one after another, for the price of a few rows a block."""
+"""Walk and States: K x_last, K^2 x_last, ... one after another, for the price of a few rows a block."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backends import NON_FINITE
+from . import checks
+from .backends import NON_FINITE, backend_for
+from .interop import arrays
+from .interop.place import Place
+from .interop.traced import in_scope
+from .linalg import warn_of_overflow
 
 JOINED = 1 << 18  # numbers in the rows of a batch up to which it is worth sharing kernel calls with others
 
@@ -16,6 +21,7 @@ class Readout(NamedTuple):
     """How weights are read out of an operator's coefficients (B, k, q)."""
 
     backend: Any
+    place: Place
     snapshots: Any  # (q, ..., n) that the coefficients of tall blocks combine; a wide block's hold its weights first
     tall: bool
     large: bool  # blocks for BLAS and LAPACK
@@ -39,23 +45,34 @@ class States:
     Holds its own copy of all it needs (r rows of n numbers a block): the snapshots may be overwritten.
     """
 
-    def __init__(self, parts: Sequence[tuple[Readout, tuple]]):
+    def __init__(self, parts: Sequence[tuple[Readout, Any]]):
         """parts: readout and factors of each operator."""
-        self.backend = parts[0][0].backend
+        self.backend, self._place = parts[0][0].backend, parts[0][0].place
         xp, self.n = self.backend.xp, parts[0][0].snapshots.shape[-1]
         rows = _joined(xp, [readout.rows(factors) for readout, factors in parts])
         self._factors = _coordinates(xp, [factors for _, factors in parts])
         self._bad = self._factors.route == NON_FINITE
         self._any_bad = bool(self._bad.any())
         self._weight = _largest(xp, rows)
-        self._rows = self.backend.rows_of(rows)
+        self._memory, self._rows = rows, self.backend.rows_of(rows)
         self.restart()
+
+    def __getstate__(self) -> dict:
+        """For copies and pickles: what a backend makes of memory is made again where they are taken."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("backend", "_rows")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.backend = backend_for(self._place)
+        self._rows = self.backend.rows_of(self._memory)
 
     def restart(self) -> None:
         """Back to the last snapshot."""
         self.steps = 0
         self._y, self._at = self._factors.start, 1  # coordinates of the state at step `_at`
-        self._first, self._held, self._bounds, self._passed = 1, (), (), None
+        self._first, self._passed = 1, None
+        self._held: Any = ()
+        self._bounds: Sequence[float] = ()
 
     @property
     def coordinates(self):
@@ -67,7 +84,7 @@ class States:
         self.restart()
         if steps:
             self.steps = self._at = self._first = steps
-            self._y = self.backend.xp.asarray(coordinates)
+            self._y = self.backend.xp.array(coordinates, np.float64)
             self._passed = self._y[:, None]
 
     def step(self, count: int = 1, ahead: int = 1) -> np.ndarray:
@@ -111,7 +128,58 @@ class States:
         return self._bounds[self.steps - self._first]
 
 
-def states_together(parts: Iterable[tuple[Readout, tuple]]) -> tuple[list[States], list[tuple[int, slice]]]:
+class Walk:
+    """The states K x_last, K^2 x_last, ... one at a time: r^2 + n r multiply-adds each.
+
+    Holds its own copy of all it needs (r rows of n numbers a block), so that X may be overwritten; it can be copied and
+    pickled, and goes on with the same bits.
+    """
+
+    def __init__(self, states: States, batch: tuple[int, ...], source: arrays.Array, watched=None):
+        """watched: the routes of blocks whose overflow is reported."""
+        self._states, self._batch, self._source, self._watched = states, batch, source.emptied(), watched
+
+    @property
+    def steps(self) -> int:
+        """Steps from the last snapshot to the state that was returned last."""
+        return self._states.steps
+
+    def restart(self) -> None:
+        """Back to the last snapshot."""
+        self._states.restart()
+
+    @property
+    def coordinates(self) -> np.ndarray | None:
+        """Coordinates (B, r) of the state that was returned last, in host memory; None at the last snapshot."""
+        y = self._states.coordinates
+        return None if y is None else np.array(self._states.backend.host(y))
+
+    @in_scope
+    def resume(self, steps: int, coordinates: np.ndarray | None) -> None:
+        """Go on from the state `steps` past the last snapshot, whose coordinates these are."""
+        self._states.resume(steps, coordinates)
+
+    @in_scope
+    def step(self, count: int = 1, ahead: int = 1) -> Any:
+        """The state `count` >= 1 steps further on: (..., n), of X's kind and dtype.
+
+        Args:
+            count: steps to move on.
+            ahead: states to make in one pass, this one and the `ahead` - 1 after it, where looking ahead is
+                allowed: the same bits for less time, and `ahead` states of memory.
+
+        Warns:
+            RuntimeWarning: as `fastkoop.predict`, at the first step too.
+        """
+        count, ahead = checks.integer("count", count, least=1), checks.integer("ahead", ahead, least=1)
+        state = self._states.step(count, ahead)
+        ceiling = min(self._source.ceiling, float(np.finfo(state.dtype).max))
+        if self._watched is not None and not self._states.bound() < ceiling:
+            warn_of_overflow(state, self._watched, self._batch, self._source)
+        return self._source.wrap(state.reshape(*self._batch, state.shape[-1]))
+
+
+def states_together(parts: Iterable[tuple[Readout, Any]]) -> tuple[list[States], list[tuple[int, slice]]]:
     """States of many operators, small ones with the same n and dtype in one batch.
 
     Returns:

@@ -185,6 +185,19 @@ def pinv_bound(F, cutoff, dtype):
     return norm * (64.0 * EPS64 * turn * s[0] / s[-1] + 4.0 * float(np.finfo(dtype).eps))
 
 
+class Exporter:
+    """A foreign array that only speaks DLPack."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
 def aligned(array):
     """Whether the array's memory starts on a 64-byte boundary."""
     return array.__array_interface__["data"][0] % 64 == 0

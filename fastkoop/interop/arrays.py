@@ -16,6 +16,7 @@ import numpy as np
 from array_api_compat import is_cupy_array, is_jax_array, is_torch_array
 
 from ..checks import InputError
+from .place import HOST, Place
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 HALVES = {"float16": 2.0**16 - 2.0**4, "bfloat16": 2.0**128 - 2.0**119}  # what is as large rounds to infinity
@@ -28,7 +29,7 @@ class Array(NamedTuple):
     data: Any
     kind: str
     wrap: Callable[[Any], Any]
-    device: int | None = None  # the CUDA device's ordinal; None is the CPU
+    place: Place = HOST
     scope: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext  # the caller's stream and memory
     dtype: str = ""  # the caller's own, where it is not data's
 
@@ -36,6 +37,14 @@ class Array(NamedTuple):
     def ceiling(self) -> float:
         """A result must be smaller to be finite in the caller's dtype."""
         return HALVES.get(self.dtype, math.inf)
+
+    def emptied(self) -> Array:
+        """Kind, place and dtype alone: of an array without entries, so that the caller's memory can be given back."""
+        return self._replace(data=self.data.ravel()[:0].copy())
+
+    def __reduce__(self) -> tuple:
+        """For copies and pickles: the caller's kind of array, which is read again."""
+        return read, (self.wrap(self.data),)
 
 
 def read(x, name: str = "X") -> Array:
@@ -57,7 +66,7 @@ def read(x, name: str = "X") -> Array:
     if isinstance(x, np.ndarray):
         return Array(_checked(np.asarray(x), name), "numpy", lambda out: out)
     if is_cupy_array(x):
-        return Array(_checked(x, name), "cupy", lambda out: out, x.device.id, lambda: x.device)
+        return Array(_checked(x, name), "cupy", lambda out: out, Place("cuda", x.device.id), lambda: x.device)
     if is_jax_array(x):
         return _from_jax(_checked(x, name), name)
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
@@ -97,22 +106,22 @@ def _from_jax(x, name: str) -> Array:
 def _from_dlpack(x, name: str, kind: str = "dlpack", wrap: Callable[[Any], Any] | None = None) -> Array:
     """Memory that an exporter lends; results are its framework's arrays where that has the array API's from_dlpack,
     NumPy's or CuPy's where not."""
-    place, ordinal = x.__dlpack_device__()
+    device_type, ordinal = x.__dlpack_device__()
     if wrap is None:
         module = x.__array_namespace__() if hasattr(x, "__array_namespace__") else None
         wrap = getattr(module, "from_dlpack", lambda out: out)
-    if place == DLPACK_CPU:
+    if device_type == DLPACK_CPU:
         try:
             data = np.from_dlpack(x)
         except (BufferError, RuntimeError) as error:  # the exporter's refusals, and NumPy's of its dtype
             raise TypeError(f"{name}: expected an exporter of readable float32 or float64, got {error}") from None
         return Array(_checked(data, name), kind, wrap)
-    if place != DLPACK_CUDA:
-        raise TypeError(f"{name}: expected an array on the CPU or a CUDA device, got DLPack device type {place}")
+    if device_type != DLPACK_CUDA:
+        raise TypeError(f"{name}: expected an array on the CPU or a CUDA device, got DLPack device type {device_type}")
     cupy = _cupy(name, f"an array on CUDA device {ordinal}")
     device = cupy.cuda.Device(ordinal)
     with device:  # orders our current stream after the producer's work
-        return Array(_checked(cupy.from_dlpack(x), name), kind, wrap, ordinal, lambda: device)
+        return Array(_checked(cupy.from_dlpack(x), name), kind, wrap, Place("cuda", ordinal), lambda: device)
 
 
 def _cupy(name: str, what: str):
@@ -220,12 +229,12 @@ def _on_cuda(x, name: str) -> Array:
 
     with scope():
         data = cupy.asarray(tensor)
-    return Array(data, "torch", lambda out: torch.as_tensor(out, device=x.device), ordinal, scope)
+    return Array(data, "torch", lambda out: torch.as_tensor(out, device=x.device), Place("cuda", ordinal), scope)
 
 
 def _kind(array: Array) -> str:
     """Framework and device, in words."""
-    return array.kind if array.device is None else f"{array.kind} cuda:{array.device}"
+    return array.kind if array.place.on_host else f"{array.kind} {array.place}"
 
 
 def check_out(out, shape: tuple[int, ...], like: Array) -> Array | None:
@@ -244,6 +253,6 @@ def check_out(out, shape: tuple[int, ...], like: Array) -> Array | None:
     shared = any(stride == 0 and length > 1 for stride, length in zip(target.data.strides, shape, strict=True))
     if shared or (target.kind == "torch" and out.is_neg()):
         raise InputError("out: expected memory of its own for every element, got an expanded or a negated view")
-    if target.device is None and not target.data.flags.writeable:
+    if target.place.on_host and not target.data.flags.writeable:
         raise InputError("out: expected a writable array, got a read-only one; leave out= away for a new one")
     return target

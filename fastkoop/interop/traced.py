@@ -62,6 +62,18 @@ def opaque(function: Callable) -> Callable:
     return run
 
 
+def in_scope(method):
+    """The method, run on the stream that is the caller's when it is called, with the caller's memory."""
+
+    @opaque
+    @functools.wraps(method)
+    def run(self, *arguments, **options):
+        with self._source.scope():
+            return method(self, *arguments, **options)
+
+    return run
+
+
 def moved(shape: tuple[int, ...], time_axis: int) -> tuple[int, ...]:
     """The shape (..., n) of states of snapshots of this shape."""
     axis = time_axis % len(shape)
@@ -123,4 +135,4 @@ def register(*functions: Callable) -> None:
 
 
 # What torch.compiler.assume_constant_result sets, which would take importing PyTorch: called by its tracer, not traced.
-register._dynamo_marked_constant = True
+setattr(register, "_dynamo_marked_constant", True)  # noqa: B010 - no attribute that a type checker knows

@@ -118,14 +118,14 @@ class TestReading:
         x = CupyArray(np.ones((2, 3), dtype), device=1)
         source = arrays.read(x)
         assert source.data is x and source.wrap(x) is x
-        assert (source.kind, source.device, source.dtype) == ("cupy", 1, "")
+        assert (source.kind, str(source.place), source.dtype) == ("cupy", "cuda:1", "")
         assert log == []
         with source.scope():
             assert log == ["enter device 1"]
 
     def test_cupy_in_half_precision(self, log):
         source = arrays.read(CupyArray(np.ones((2, 3), np.float16), device=1))
-        assert source.data.dtype == np.float32 and source.dtype == "float16" and source.device == 1
+        assert source.data.dtype == np.float32 and source.dtype == "float16" and source.place.ordinal == 1
         assert source.wrap(CupyArray(np.ones(2, np.float32))).dtype == np.float16
 
     def test_a_tensor_on_its_own_stream(self, log):
@@ -136,7 +136,7 @@ class TestReading:
         left = ["leave memory", "leave stream 77", "leave device 1"]
         assert log == [*scope, "take", *left]
         assert source.data.memory.ctypes.data == memory.data_ptr()
-        assert (source.kind, source.device) == ("torch", 1)
+        assert (source.kind, source.place) == ("torch", ("cuda", 1))
         log.clear()
         with source.scope():
             assert log == scope
@@ -170,7 +170,7 @@ class TestReading:
 
         source = arrays.read(There())
         assert log == ["enter device 3", "take", "leave device 3"]
-        assert source.device == 3 and source.data.memory is There.memory
+        assert source.place == ("cuda", 3) and source.data.memory is There.memory
 
 
 def on(kind, device=None, dtype=np.float32, shape=(3, 6)):
@@ -187,7 +187,8 @@ def test_out_of_another_kind_or_device_is_refused(log, wanted, given):
     like = arrays.read(on(*wanted))
     said = [kind if device is None else f"{kind} cuda:{device}" for kind, device in (wanted, given)]
     if wanted == given:
-        assert arrays.check_out(on(*given), (3, 6), like).device == wanted[1]
+        assert arrays.check_out(on(*given), (3, 6), like).place == like.place
+        assert str(like.place) == ("cpu" if wanted[1] is None else f"cuda:{wanted[1]}")
         return
     with pytest.raises(fk.InputError, match=f"^out: expected a {said[0]} array of .*, got a {said[1]} array"):
         arrays.check_out(on(*given), (3, 6), like)

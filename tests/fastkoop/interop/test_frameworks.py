@@ -8,26 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cases import assert_states, orbit
+from cases import Exporter, assert_states, orbit
 
 import fastkoop as fk
 from fastkoop.interop import arrays
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
-
-
-class Exporter:
-    """A foreign array that only speaks DLPack."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __dlpack__(self, **options):
-        return self.array.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return self.array.__dlpack_device__()
 
 
 @pytest.fixture

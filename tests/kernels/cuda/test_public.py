@@ -8,6 +8,7 @@ from cases import assert_states, graded, orbit
 
 import fastkoop as fk
 from fastkoop.interop import arrays
+from fastkoop.interop.place import Place
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def door(emulated, monkeypatch):
     """Arrays of NumPy that the public functions take to an emulated device."""
     cuda = emulated()
     for module in ("linalg", "operator"):
-        monkeypatch.setattr(f"fastkoop.{module}.backend_for", lambda array: cuda)
+        monkeypatch.setattr(f"fastkoop.{module}.backend_for", lambda place: cuda)
     return cuda
 
 
@@ -128,7 +129,9 @@ def watch(door, monkeypatch):
     watch, read = Watch(door.driver, monkeypatch), arrays.read
 
     def read_there(x, name="X"):
-        return arrays.Array(x.memory, "there", There, x.device, watch.scope) if isinstance(x, There) else read(x, name)
+        if not isinstance(x, There):
+            return read(x, name)
+        return arrays.Array(x.memory, "there", There, Place("cuda", x.device), watch.scope)
 
     monkeypatch.setattr(arrays, "read", read_there)
     return watch
