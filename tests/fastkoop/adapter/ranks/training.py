@@ -1,4 +1,4 @@
-"""What test_sharded.py runs on several ranks: `torchrun ranks.py FOLDER`; every rank writes what it found.
+"""What the tests beside it run on several ranks: `torchrun training.py FOLDER`; every rank writes a report.
 
 Each scenario trains one model on all ranks (FSDP2 or DistributedDataParallel) and on each rank another, of the same
 weights and batches, as one process would; then both move, and their parameters are compared.
