@@ -37,9 +37,9 @@ class Recording:
         self.group, self.velocity, self._spread = group, velocity, spread
         self.members = [(piece, parameters[piece.parameter.name]) for piece in group.pieces]
         dtypes = {member.dtype for _, member in self.members}
-        own = torch.float64 if torch.float64 in dtypes else torch.float32
-        self.dtype = own if storage_dtype in (None, *HALVES) else storage_dtype  # what operators are fitted in
-        self.stored = storage_dtype or own
+        exact = torch.float64 if torch.float64 in dtypes else torch.float32
+        self.dtype = exact if storage_dtype in (None, *HALVES) else storage_dtype  # what operators are fitted in
+        self.stored = storage_dtype or exact
         self.device = self.members[0][1].device
         self.home = storage_device or self.device
         self.largest = min(torch.finfo(dtype).max for dtype in dtypes | {self.dtype})
@@ -79,7 +79,7 @@ class Recording:
         return 0 if self.direct else snapshots * self.group.rows * self.width * self.dtype.itemsize
 
     def __getstate__(self) -> dict:
-        """For copies and pickles, whose NumPy views would no longer be of their own tensors."""
+        """For copies and pickles, whose NumPy views would be of the original's tensors."""
         return {**self.__dict__, "_array": None, "_views": [(0, None)] * len(self.members)}
 
     def __setstate__(self, state: dict) -> None:
@@ -106,7 +106,7 @@ class Recording:
             self._offload.wait()
 
     def _zeros(self, snapshots: int, dtype=None, device=None, pinned: bool = False) -> torch.Tensor:
-        """Memory that any later call may write to, whatever mode or default device this one runs under."""
+        """Memory that any later call may write to, whatever mode or default device this call runs under."""
         dtype, device = dtype or self.dtype, device or self.device
         with torch.inference_mode(False):
             shape = snapshots, self.group.rows, self.width
@@ -168,20 +168,20 @@ class Recording:
         if self.direct:
             return self.buffer[:count]
         self.wait()
-        found = self.buffer[:count].to(self.device, self.dtype)
-        return found.add_(self.base) if self.halved else found
+        decoded = self.buffer[:count].to(self.device, self.dtype)
+        return decoded.add_(self.base) if self.halved else decoded
 
     def blocks(self, count: int) -> list[torch.Tensor]:
         """Views (count, ..., block size) of the first `count` snapshots, each a batch of equal blocks.
 
         Velocities follow their block's weights; blocks smaller than a row are copied then.
         """
-        found = self.snapshots(count)
+        snapshots = self.snapshots(count)
         if self.velocity is None:
-            return self.group.blocks(found)
+            return self.group.blocks(snapshots)
         if self.group.granularity not in ("weight", "quasi-node"):
-            return [found[:, :, : self.numbers]]
-        pairs = zip(self.group.blocks(found), self.group.blocks(found[:, :, self.group.n :]), strict=True)
+            return [snapshots[:, :, : self.numbers]]
+        pairs = zip(self.group.blocks(snapshots), self.group.blocks(snapshots[:, :, self.group.n :]), strict=True)
         return [torch.cat(pair, dim=-1) for pair in pairs]
 
     def view(self, i: int) -> np.ndarray | None:
@@ -253,7 +253,7 @@ class Recording:
     ) -> tuple[torch.Tensor, int]:
         """Rows (rows, n) to set the parameters to, and how many blocks of them keep their value as not finite.
 
-        Every rank of a spread group calls this: a block that is not finite on one is kept on all.
+        Every rank of a spread group calls this: a block that is not finite on one rank is kept on all.
 
         Args:
             states: of every batch of blocks.
@@ -298,7 +298,7 @@ class Recording:
 class Offload:
     """Copies of packed rows from a CUDA device into pinned memory, on a stream of their own, while training goes on.
 
-    Two rows are in flight at most, each in memory of its own, so that the next may be packed meanwhile.
+    At most two rows are in flight, in separate memory, so that the next may be packed meanwhile.
     """
 
     def __init__(self, recording: Recording):
@@ -325,7 +325,7 @@ class Offload:
 
 
 def local(member: torch.Tensor) -> torch.Tensor:
-    """A parameter's own memory on this rank, out of autograd's sight."""
+    """A parameter's memory on this rank, out of autograd's sight."""
     member = member.detach()
     return member.to_local() if hasattr(member, "to_local") else member
 

@@ -17,7 +17,7 @@ FIRST_CAPACITY = 64  # snapshots; doubled whenever full unless the capacity is g
 
 
 class Recorder:
-    """Takes a snapshot each `every` iterations, or the mean of the last `window` of them.
+    """Takes a snapshot every `every` iterations, or the mean of the last `window` of them.
 
     capacity: snapshots to hold, the newest; None doubles the buffers whenever they are full.
     """
@@ -47,7 +47,7 @@ class Recorder:
         return self.taken if self.capacity is None else min(self.taken, self.capacity)
 
     def record(self) -> None:
-        """Take note of the parameters after an optimizer step."""
+        """Record the parameters after an optimizer step."""
         phase = self.iterations % self.every
         if phase >= self.every - self.window:
             began = time.perf_counter()
@@ -91,14 +91,14 @@ class Recorder:
 
     def refuse_what_does_not_fit(self, capacity: int) -> None:
         """Raise, with the numbers, if buffers for so many snapshots do not fit."""
-        each = sum(recording.bytes_per_snapshot for recording in self.recordings)
+        per_snapshot = sum(recording.bytes_per_snapshot for recording in self.recordings)
         fixed = 0 if self.allocated else sum(recording.fixed_bytes(self.window) for recording in self.recordings)
         largest = max((recording.bytes_per_snapshot for recording in self.recordings), default=0)
         # a buffer that grows is there twice while it is copied
-        needed = each * (capacity - self.allocated) + fixed + largest * self.allocated
+        needed = per_snapshot * (capacity - self.allocated) + fixed + largest * self.allocated
         for home in {recording.home for recording in self.recordings}:
             free = torch.cuda.mem_get_info(home)[0] if home.type == "cuda" else free_memory()
-            plan.refuse(needed, free, each, capacity - self.allocated, str(home))
+            plan.refuse(needed, free, per_snapshot, capacity - self.allocated, str(home))
 
     def plan(self, exchanges: Sequence[tuple[str, int | None]]) -> RecordingPlan:
         """Bytes that recording takes; exchanges: what a fit of each group exchanges between ranks."""
@@ -111,11 +111,11 @@ class Recorder:
             )
             for recording, exchange in zip(recordings, exchanges, strict=True)
         )  # fmt: skip
-        each = sum(recording.bytes_per_snapshot for recording in recordings)
+        per_snapshot = sum(recording.bytes_per_snapshot for recording in recordings)
         fixed = sum(recording.fixed_bytes(self.window) for recording in recordings)
         fit = None if held is None else max((recording.fit_bytes(held) for recording in recordings), default=0)
         return RecordingPlan(
-            each, held, None if held is None else each * held + fixed, self.every,
+            per_snapshot, held, None if held is None else per_snapshot * held + fixed, self.every,
             _names(str(recording.stored).removeprefix("torch.") for recording in recordings),
             _names(str(recording.home) for recording in recordings), fixed, fit, groups,
         )  # fmt: skip
@@ -140,7 +140,7 @@ class Recorder:
         return mean
 
     def state(self) -> dict:
-        """Everything there is to know of the recording; tensors share its memory."""
+        """The whole recording; tensors share its memory."""
         held = min(self.taken, self.allocated)
         for recording in self.recordings:
             recording.wait()
@@ -165,9 +165,9 @@ class Recorder:
         self.iterations, self.taken, self.seconds = state["iterations"], state["taken"], state["seconds"]
 
 
-def _names(each) -> str:
-    """Different names, once each."""
-    return " and ".join(dict.fromkeys(each)) or "-"
+def _names(names) -> str:
+    """Distinct names, joined."""
+    return " and ".join(dict.fromkeys(names)) or "-"
 
 
 def _interval(every: int, window: int) -> tuple[int, int]:

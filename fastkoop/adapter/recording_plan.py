@@ -1,4 +1,4 @@
-"""RecordingPlan: what a recording will take, in bytes, before it takes it."""
+"""RecordingPlan: the bytes of a recording, before it is made."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class RecordingPlan(NamedTuple):
     @property
     def exchange_bytes(self) -> int | None:
         """What a fit exchanges between ranks; None while the number of snapshots is open."""
-        each = [group.exchange_bytes for group in self.groups]
-        return None if None in each else sum(each)
+        exchanged = [group.exchange_bytes for group in self.groups]
+        return None if None in exchanged else sum(exchanged)
 
     def __str__(self) -> str:
         total = "grows as needed" if self.bytes is None else f"{self.capacity} of them {size(self.bytes)}"
@@ -79,7 +79,7 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def refuse(needed: int, free: float, each: int, snapshots: int, device: str) -> None:
+def refuse(needed: int, free: float, per_snapshot: int, snapshots: int, device: str) -> None:
     """Raise if a buffer does not fit.
 
     Raises:
@@ -87,9 +87,9 @@ def refuse(needed: int, free: float, each: int, snapshots: int, device: str) -> 
     """
     if needed <= free:
         return
-    most = max(0, int((free - (needed - snapshots * each)) // max(each, 1)))
+    most = max(0, int((free - (needed - snapshots * per_snapshot)) // max(per_snapshot, 1)))
     cure = f"capacity={most} fits" if most >= 2 else "not even two fit"
     raise InputError(
-        f"capacity: {snapshots} snapshots of {size(each)} take {size(needed)} on {device}, where {size(free)} are "
-        f"free; {cure}; every=k records each k-th iteration, storage_dtype=torch.bfloat16 halves float32 snapshots"
+        f"capacity: {snapshots} snapshots of {size(per_snapshot)} take {size(needed)} on {device}, where {size(free)} "
+        f"are free; {cure}; every=k records each k-th iteration, storage_dtype=torch.bfloat16 halves float32 snapshots"
     )

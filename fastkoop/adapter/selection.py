@@ -14,18 +14,18 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def patterns(name: str, given: str | Iterable[str] | None, names: list[str]) -> list[str]:
-    """Name patterns as a list, each of which matches one of the names."""
+    """Name patterns as a list; every pattern matches a name."""
     if given is not None and not isinstance(given, Iterable):
         raise TypeError(f"{name}: expected a name pattern or several, got {given!r}")
-    found = [given] if isinstance(given, str) else list(given or ())
-    for pattern in found:
+    listed = [given] if isinstance(given, str) else list(given or ())
+    for pattern in listed:
         if not any(fnmatch.fnmatchcase(candidate, pattern) for candidate in names):
             raise InputError(f"{name}: the pattern {pattern!r} matches no parameter")
-    return found
+    return listed
 
 
 def select(model: nn.Module, include, exclude) -> dict[str, nn.Parameter]:
-    """Trainable parameters by name, as include and exclude tell; each must be one FastKoop can record.
+    """Trainable parameters by name, as include and exclude tell; all must be recordable.
 
     Raises:
         ValueError, TypeError: naming the parameter.
@@ -44,8 +44,8 @@ def select(model: nn.Module, include, exclude) -> dict[str, nn.Parameter]:
     devices = sorted({str(parameter.device) for parameter in parameters.values()})
     if len(devices) > 1:
         raise InputError(
-            f"model: expected its parameters on one device, got {' and '.join(devices)}; make a phase for each, with "
-            "include="
+            f"model: expected its parameters on one device, got {' and '.join(devices)}; make one phase per device, "
+            "with include="
         )
     return parameters
 
