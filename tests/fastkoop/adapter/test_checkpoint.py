@@ -4,9 +4,10 @@ import copy
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
-import zipfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,6 +17,7 @@ torch = pytest.importorskip("torch")
 nn = torch.nn
 
 import fastkoop as fk  # noqa: E402
+from fastkoop.adapter.digest import digest  # noqa: E402
 from fastkoop.torch_adapter import KoopmanPhase, KoopmanSchedule, load_checkpoint, save_checkpoint  # noqa: E402
 
 KILLED = pathlib.Path(__file__).with_name("killed.py")
@@ -192,20 +194,6 @@ class TestFiles:
         load_checkpoint(file)
         assert draw() == expected
 
-    @pytest.mark.parametrize("where", [0.02, 0.3, 0.5, 0.7, 0.98])
-    def test_a_flipped_bit_anywhere_is_noticed(self, where, tmp_path):
-        phase, file = self.save(tmp_path)
-        before = phase.state_dict()["checksum"]
-        with zipfile.ZipFile(file) as archive:
-            inside = max(archive.infolist(), key=lambda entry: entry.file_size)
-        contents = bytearray(file.read_bytes())
-        at = inside.header_offset + 200 + int(where * (inside.file_size - 200))
-        contents[at] ^= 4
-        file.write_bytes(contents)
-        with pytest.raises(ValueError, match=r"last\.pt: (expected|the state of)"):
-            load_checkpoint(file, phase=phase)
-        assert phase.state_dict()["checksum"] == before
-
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 0.99])
     def test_a_file_cut_short_is_noticed(self, share, tmp_path):
         phase, file = self.save(tmp_path)
@@ -305,3 +293,169 @@ class TestFiles:
             phase.load_state_dict({**phase.state_dict(), "version": 0})
         with pytest.raises(ValueError, match="expected the state of a KoopmanSchedule, got KoopmanPhase"):
             schedule.load_state_dict(phase.state_dict())
+
+
+class TestDamage:
+    """Format 2: a bit flipped anywhere in the file is refused, or changes no value."""
+
+    def save(self, tmp_path):
+        model, phase, optimizer = recorded(4)
+        phase.detach()
+        return save_checkpoint(tmp_path / "last.pt", model=model, optimizer=optimizer, epoch=3)
+
+    def flipped(self, file, positions):
+        """The values that load with one bit flipped, for every position; None where the file is refused."""
+        contents = file.read_bytes()
+        for place, (at, bit) in enumerate(positions):
+            damaged = bytearray(contents)
+            damaged[at] ^= 1 << bit
+            copy_ = file.with_name(f"{place}.pt")
+            copy_.write_bytes(damaged)
+            try:
+                yield at, bit, load_checkpoint(copy_)
+            except ValueError as error:
+                assert re.search(r"\.pt: (expected|cannot be read|generators)", str(error)) and "\n" not in str(error)
+                yield at, bit, None
+            copy_.unlink()
+
+    @pytest.mark.parametrize("where", ["contents", "directory"])
+    def test_a_flipped_bit(self, where, tmp_path, rng):
+        file = self.save(tmp_path)
+        expected, contents = digest(load_checkpoint(file)), file.read_bytes()
+        directory = contents.index(b"PK\x01\x02")
+        low, high = (0, directory) if where == "contents" else (directory, len(contents))
+        positions = [(int(at), int(bit)) for at, bit in rng.integers((low, 0), (high, 8), (150, 2))]
+        if where == "directory":  # external attributes that make folders of files, of which nothing is read
+            entries = [match.start() for match in re.finditer(rb"PK\x01\x02", contents)]
+            positions += [(at + 38 + byte, bit) for at in entries for byte in range(4) for bit in (0, 4)]
+        refused = 0
+        for at, bit, values in self.flipped(file, positions):
+            assert values is None or digest(values) == expected, (at, bit)
+            refused += values is None
+        assert refused > len(positions) // 4
+
+    def test_values_that_are_not_what_was_saved_are_refused(self, tmp_path):
+        """As damage that the archive's own checksums miss: the contents are written anew."""
+        whole = torch.load(self.save(tmp_path), weights_only=True)
+        changes = {
+            "model": lambda w: w["parts"]["model"]["0.weight"].view(-1)[3].neg_(),
+            "optimizer": lambda w: w["parts"]["optimizer"]["param_groups"][0].update(lr=0.02),
+            "epoch": lambda w: w["parts"].update(epoch=4),
+            "generators": lambda w: w["generators"]["torch"][100].add_(1),
+            "manifest": lambda w: w["manifest"]["kinds"].update(optimizer="SGD"),
+            "extra": lambda w: w["parts"].update(extra=1),
+        }
+        for name, change in changes.items():
+            damaged = copy.deepcopy(whole)
+            change(damaged)
+            torch.save(damaged, tmp_path / "damaged.pt")
+            with pytest.raises(ValueError, match=f"its {name} is damaged, as its SHA-256 tells"):
+                load_checkpoint(tmp_path / "damaged.pt")
+        for change, match in (
+            (lambda w: w.pop("manifest"), "expected a manifest, got none"),
+            (lambda w: w.update(version=3), "expected version 2, got 3"),
+            (lambda w: w.pop("generators"), "expected parts and generators"),
+            (lambda w: w["manifest"]["parts"].update(lost="0"), "its manifest is damaged"),
+        ):
+            damaged = copy.deepcopy(whole)
+            change(damaged)
+            torch.save(damaged, tmp_path / "damaged.pt")
+            with pytest.raises(ValueError, match=match):
+                load_checkpoint(tmp_path / "damaged.pt")
+
+    def test_format_1_is_read_with_a_warning(self, tmp_path):
+        whole = torch.load(self.save(tmp_path), weights_only=True)
+        del whole["manifest"]
+        old = {**whole, "version": 1}
+        old["parts"]["model"] = {f"_orig_mod.{key}": value for key, value in old["parts"]["model"].items()}
+        torch.save(old, tmp_path / "old.pt")
+        model, optimizer = recorded(1)[::2]
+        with pytest.warns(RuntimeWarning, match="a checkpoint of format 1 carries no checksum"):
+            assert load_checkpoint(tmp_path / "old.pt", model=model, optimizer=optimizer) == {"epoch": 3}
+        assert np.array_equal(bits(model), bits(recorded(4)[0]))
+        old["parts"]["model"].popitem()
+        torch.save(old, tmp_path / "old.pt")
+        with (
+            pytest.warns(RuntimeWarning, match="format 1"),
+            pytest.raises(ValueError, match=r"model: expected '2\.bias'"),
+        ):
+            load_checkpoint(tmp_path / "old.pt", model=model)
+
+
+class TestSaving:
+    """Full disks, kills, names, and tensors that are parts of larger ones."""
+
+    def test_a_full_disk_names_path_and_cause(self, tmp_path):
+        """By the largest file that a process may write."""
+        script = """if True:
+            import pathlib, resource, sys, torch
+            from fastkoop.torch_adapter import save_checkpoint
+            file = save_checkpoint(sys.argv[1], epoch=1)
+            before = pathlib.Path(file).read_bytes()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+            for size in (60_000, 1_000_000):
+                try:
+                    save_checkpoint(file, weights=torch.ones(size))
+                except ValueError as error:
+                    print(error)
+                assert pathlib.Path(file).read_bytes() == before
+                assert [path.name for path in pathlib.Path(file).parent.iterdir()] == ["last.pt"]
+        """
+        command = [sys.executable, "-c", script, str(tmp_path / "last.pt")]
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert finished.returncode == 0, finished.stderr
+        lines = finished.stdout.splitlines()
+        assert len(lines) == 2
+        for line in lines:
+            assert re.fullmatch(r".*last\.pt: cannot be written \(File too large\); make room .* is as it was", line)
+
+    def test_kills_while_saving_leave_the_file_and_one_partial_at_most(self, tmp_path):
+        script = """if True:
+            import sys, torch
+            from fastkoop.torch_adapter import save_checkpoint
+            weights = torch.arange(3_000_000.0)
+            while True:
+                save_checkpoint(sys.argv[1], weights=weights)
+                print("saved", flush=True)
+        """
+        file = tmp_path / "last.pt"
+        for delay in (0.005, 0.02, 0.04):
+            command = [sys.executable, "-c", script, str(file)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout.readline() == "saved\n"
+                time.sleep(delay)
+                process.kill()
+            assert torch.equal(load_checkpoint(file)["weights"], torch.arange(3_000_000.0))
+            assert len(list(tmp_path.iterdir())) <= 2
+        save_checkpoint(file, epoch=1)
+        assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+    def test_a_recording_takes_what_it_holds(self, tmp_path):
+        _, phase, _ = recorded(10, capacity=1000)
+        held = phase.plan().bytes_per_snapshot * 10
+        assert save_checkpoint(tmp_path / "last.pt", phase=phase).stat().st_size < held + 40_000
+
+    def test_views_are_saved_as_what_they_hold_and_ties_once(self, tmp_path):
+        large = torch.arange(1_000_000.0)
+        values = {"row": large[5:9], "column": large.view(1000, 1000)[:, 3], "again": large[5:9]}
+        file = save_checkpoint(tmp_path / "last.pt", **values)
+        assert file.stat().st_size < 40_000
+        loaded = load_checkpoint(file)
+        assert all(torch.equal(loaded[name], value) for name, value in values.items())
+        tied = nn.Linear(300, 300)
+        file = save_checkpoint(tmp_path / "last.pt", first=tied, second=tied)
+        assert file.stat().st_size < 1.2 * 4 * 300 * 300
+
+    @pytest.mark.parametrize("path", ["", "a\0b"])
+    def test_no_name_is_refused(self, path):
+        for call in (lambda: save_checkpoint(path, epoch=1), lambda: load_checkpoint(path)):
+            with pytest.raises(ValueError, match="path: expected the name of a file, got"):
+                call()
+        with pytest.raises(TypeError, match="path: expected the name of a file, got 3"):
+            save_checkpoint(3, epoch=1)
+
+    def test_devices_and_long_names_are_named(self, tmp_path):
+        for path, why in ((os.devnull, "not a regular file"), (tmp_path / ("n" * 300), "File name too long")):
+            with pytest.raises(ValueError, match=f"cannot be written \\({why}\\)"):
+                save_checkpoint(path, epoch=1)
+        assert load_checkpoint(save_checkpoint(tmp_path / ("n" * 250), epoch=1)) == {"epoch": 1}
