@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 from .. import checks
@@ -56,14 +58,9 @@ class Fits:
 
         position: iterations past the newest snapshot, which ranks have to agree on.
         """
-        recorder, parameters, ranks = self._parts.recorder, self._parts.parameters, self._parts.ranks
-        if recorder.snapshots < 2:
-            raise checks.InputError(
-                f"fit: expected at least 2 snapshots, got {recorder.snapshots}; train with attach(optimizer), or call "
-                "record() after each optimizer step"
-            )
-        self.options.observables.check(recorder.snapshots)
-        parameters.check()
+        recorder, ranks = self._parts.recorder, self._parts.ranks
+        with self.heard_by_all("fit"):
+            self._check()
         began = time.perf_counter()
         self.forget()
         self.agree("fit", position=position)
@@ -84,6 +81,28 @@ class Fits:
         self.operators = operators
         self.seconds = time.perf_counter() - began
 
+    def _check(self) -> None:
+        """Raise unless the recording can be fitted."""
+        snapshots = self._parts.recorder.snapshots
+        if snapshots < 2:
+            raise checks.InputError(
+                f"fit: expected at least 2 snapshots, got {snapshots}; train with attach(optimizer), or call "
+                "record() after each optimizer step"
+            )
+        self.options.observables.check(snapshots)
+        self._parts.parameters.check()
+
+    @contextlib.contextmanager
+    def heard_by_all(self, what: str) -> Iterator[None]:
+        """An error of this rank inside is raised on all ranks, which would wait for this one otherwise."""
+        try:
+            yield
+        except (ValueError, TypeError) as error:
+            if self._parts.ranks is not None:
+                with contextlib.suppress(checks.InputError):  # this rank raises its own
+                    self.agree(what, refused=str(error))
+            raise
+
     def _fitted(self, recording: Recording, spread: Spread | None) -> list[KoopmanOperator]:
         """A group's operators; they keep no snapshots that had to be brought back."""
         views = recording.blocks(self._parts.recorder.snapshots)
@@ -98,7 +117,7 @@ class Fits:
         """Raise on all ranks unless all are at the same point of the same recording."""
         recorder, ranks = self._parts.recorder, self._parts.ranks
         if ranks is not None:
-            setting = f"{self.options!r}, capacity {recorder.capacity}"
+            setup = {**self._parts.setup, **self.options.words(), "capacity": str(recorder.capacity)}
             ranks.agree(
-                what, snapshots=recorder.snapshots, iterations=recorder.iterations, setting=setting, **values
+                what, setup=setup, snapshots=recorder.snapshots, iterations=recorder.iterations, **values
             )  # fmt: skip

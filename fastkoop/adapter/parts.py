@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .buffers import Recording
 from .parameters import Parameters
@@ -16,12 +16,14 @@ class Parts:
     """The model's parameters, their recordings, and the ranks that train them together.
 
     spreads: how the blocks of every recording are spread over ranks; None where they are not.
+    setup: the whole model's parameters and groups in words, which have to be alike on all ranks.
     """
 
     parameters: Parameters
     recorder: Recorder
     spreads: list[Spread | None]
     ranks: Ranks | None
+    setup: dict[str, str] = field(default_factory=dict)
 
     @property
     def recordings(self) -> list[Recording]:

@@ -105,12 +105,14 @@ class KoopmanPhase:
         self._velocities = Velocities() if options.observables.momentum else None
         home = _home(storage_device, chosen.device)
         recordings, spreads = [], []
-        for group, spread in _groups(model, chosen, partition, q):
+        whole = _groups(model, chosen, partition, q)
+        for group, spread in _local(whole, chosen):
             recordings.append(Recording(group, chosen.by_name, storage_dtype, home, self._velocities, spread))
             spreads.append(spread)
         recorder = Recorder(recordings, options.every, options.window, capacity)
         self.every, self.window, self.capacity = recorder.every, recorder.window, recorder.capacity
-        self.parts = Parts(chosen, recorder, spreads, ranks_of(model, chosen.all, process_group))
+        setup = _setup(whole, chosen, storage_dtype)
+        self.parts = Parts(chosen, recorder, spreads, ranks_of(model, chosen.all, process_group), setup)
         self.fits = Fits(self.parts, options)
         self._walker = Walker(self.parts, self.fits)
 
@@ -330,8 +332,9 @@ class KoopmanPhase:
             ValueError, TypeError: naming the argument; or ranks disagree.
             RankError: another rank did not answer; the parameters are as they were.
         """
-        steps = self.whole_steps(steps)
-        options = self.jump_options(guard, horizon, limits, optimizer_state, schedulers, update_bn)
+        with self.fits.heard_by_all("jump"):
+            steps = self.whole_steps(steps)
+            options = self.jump_options(guard, horizon, limits, optimizer_state, schedulers, update_bn)
         rates = Rates(self._optimizer, options.schedulers)
         return Jump(self.parts, self.fits, self._walker, rates, options).run(steps)
 
@@ -373,11 +376,23 @@ class KoopmanPhase:
         return {**self.__dict__, "_handle": None}
 
 
-def _groups(model: nn.Module, chosen: Parameters, partition, q: int | None) -> Iterator[tuple[Group, Spread | None]]:
-    """The groups of which this rank has a part, and how their blocks are spread over ranks."""
+def _groups(model: nn.Module, chosen: Parameters, partition, q: int | None) -> list[Group]:
+    """The groups of the whole model."""
     described = [Parameter(name, tuple(p.shape), unit_axis(model, name)) for name, p in chosen.by_name.items()]
+    return groups(described, partition, q)
+
+
+def _setup(whole: list[Group], chosen: Parameters, storage_dtype: torch.dtype | None) -> dict[str, str]:
+    """What has to be alike on all ranks, in words."""
+    setup = {f"parameter {name}": f"{tuple(p.shape)} in {p.dtype}" for name, p in chosen.by_name.items()}
+    setup |= {f"partition of {group.name}": f"{group.granularity} q={group.q}" for group in whole}
+    return setup | {"storage_dtype": str(storage_dtype)}
+
+
+def _local(whole: list[Group], chosen: Parameters) -> Iterator[tuple[Group, Spread | None]]:
+    """The groups of which this rank has a part, and how their blocks are spread over ranks."""
     shards = {name: shard_of(name, p) for name, p in chosen.by_name.items()}
-    for group in groups(described, partition, q):
+    for group in whole:
         local, spread = localized(group, shards)
         if local.rows:
             yield local, spread

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import pickle
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,20 +48,37 @@ class Ranks:
         self.sent += len(pickle.dumps(value))
         return values
 
-    def agree(self, what: str, **values) -> None:
-        """Raise on every rank unless all of them pass the same values.
+    def agree(self, what: str, refused: str = "", setup: Mapping[str, str] | None = None, **values) -> None:
+        """Raise on every rank unless all of them pass the same setup and values, and none refuses.
+
+        Args:
+            what: the call that ranks have to make together.
+            refused: why this rank cannot take part; the others hear of it.
+            setup: what ranks made their phases of, by name; exchanged whole only where its digest differs.
+            values: where ranks stand.
 
         Raises:
-            ValueError: naming the first value that differs, and each rank's.
+            ValueError: naming the rank that refuses, or the first name that differs with every rank's value.
             RankError: a rank did not answer.
         """
-        calls = self._from_all(what, (what, values))
-        for name in ("call", *values):
-            answers = [call if name == "call" else theirs.get(name) for call, theirs in calls]
-            if any(answer != answers[0] for answer in answers):
-                listed = ", ".join(f"rank {rank}: {answer}" for rank, answer in enumerate(answers))
-                raise InputError(f"{what}: expected the same {name} on all ranks, got {listed}; every rank has to "
-                                 "record and move after the same iterations")  # fmt: skip
+        setup = dict(setup or {})
+        key = hashlib.sha256(repr(setup).encode()).hexdigest()
+        calls = self._from_all(what, (refused, key, {"call": what, **values}))
+        if any(other != key for _, other, _ in calls):
+            self._same(what, self._from_all(what, setup), "make model and phase alike on every rank")
+        for rank, (reason, _, _) in enumerate(calls):
+            if reason:
+                raise InputError(refused or f"{what}: rank {rank} of {self.size} refuses ({reason})")
+        self._same(
+            what, [theirs for _, _, theirs in calls], "every rank has to record and move after the same iterations"
+        )
+
+    def _same(self, what: str, answers: list[dict], cure: str) -> None:
+        for name in dict.fromkeys(name for theirs in answers for name in theirs):
+            listed = [str(theirs.get(name, "none")) for theirs in answers]
+            if any(text != listed[0] for text in listed):
+                got = ", ".join(f"rank {rank}: {text}" for rank, text in enumerate(listed))
+                raise InputError(f"{what}: expected the same {name} on all ranks, got {got}; {cure}")
 
     def sum(self, what: str, array: np.ndarray) -> np.ndarray:
         """The sum over ranks, the same bits on each."""

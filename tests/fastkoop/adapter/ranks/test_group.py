@@ -1,6 +1,7 @@
 """Ranks agree on what they do: those that differ, die or are late are named on every rank."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -25,6 +26,30 @@ def test_ranks_that_do_not_do_the_same_all_hear_of_it(reports):
         assert heard["unmoved"]
         assert "InputError: layer 0: X: " in heard["nan in a layer"] and "NaN" in heard["nan in a layer"]
         assert ("rank 1: layer" in heard["nan in a node"]) == (rank != 1) and "NaN" in heard["nan in a node"]
+
+
+@pytest.mark.parametrize(
+    ("difference", "match"),
+    [
+        ("dtype", r"expected the same parameter 0\.weight on all ranks, .* rank 1: \(3, 4\) in torch\.float64"),
+        ("shape", r"expected the same parameter 0\.weight on all ranks, got rank 0: \(3, 4\) .* rank 1: \(3, 5\)"),
+        ("partition", r"expected the same partition of 0 on all ranks, got rank 0: node q=None, rank 1: layer"),
+        ("layers", r"expected the same partition of 0 on all ranks"),
+        ("left out", r"expected the same parameter 0\.bias on all ranks, got .* rank 1: none"),
+        ("cutoff", r"expected the same cutoff on all ranks, got rank 0: array_api, rank 1: 0\.001"),
+        ("every", r"expected the same every on all ranks, got rank 0: 1, rank 1: 2|at least 2 snapshots, got 1"),
+        ("capacity", r"expected the same capacity on all ranks, got rank 0: None, rank 1: 9"),
+        ("storage", r"expected the same storage_dtype on all ranks"),
+        ("fewer snapshots", r"expected at least 2 snapshots, got 1"),
+        ("no steps", r"steps: expected an integer >= 0, got -1"),
+    ],
+)
+def test_ranks_that_differ_are_all_told_at_once(reports, difference, match):
+    """No rank moves, and none waits for the group's timeout of 100 seconds."""
+    for report in reports:
+        text, unmoved, seconds = report["differences"][difference]
+        assert re.search(match, text), text
+        assert unmoved and seconds < 30
 
 
 @pytest.mark.parametrize("how", ["dies", "is silent"])

@@ -285,6 +285,32 @@ def disagreements():
     return found
 
 
+def alike(jump=2, snapshots=3, dtype=torch.float32, width=4, hidden=3, **options):
+    """A model of this rank's making in an explicit group; what its jump says, and whether nothing moved."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, 1)).to(dtype)
+    phase = KoopmanPhase(model, process_group=dist.group.WORLD, **options)
+    for _ in range(snapshots):
+        phase.record()
+    before = flat(model)
+    began = time.monotonic()
+    text = heard(lambda: phase.jump(jump))
+    return [text, bool(torch.equal(flat(model), before)), time.monotonic() - began]
+
+
+DIFFERENCES = {
+    "dtype": {"dtype": torch.float64}, "shape": {"width": 5}, "partition": {"partition": "layer"},
+    "cutoff": {"cutoff": 1e-3}, "every": {"every": 2}, "capacity": {"capacity": 9}, "storage": {"storage_dtype":
+    torch.float64}, "fewer snapshots": {"snapshots": 1}, "no steps": {"jump": -1}, "left out": {"exclude": "0.bias"},
+    "layers": {"partition": {"0.*": "layer", "*": "node"}},
+}  # fmt: skip
+
+
+def differences():
+    """Rank 1 makes its model, phase or call in another way than the rest."""
+    return {name: alike(**(options if dist.get_rank() == 1 else {})) for name, options in DIFFERENCES.items()}
+
+
 def torn():
     """A layer that overflows on one rank alone is kept on all."""
     model = shard(nn.Sequential(nn.Linear(2, 2, bias=False)))
@@ -363,7 +389,12 @@ def main():
         found = {"shared": scenario(folder, *SCENARIOS["shared"][:2], "replicated")}
     elif how == "all":
         found = {name: scenario(folder, *setting) for name, setting in SCENARIOS.items()}
-        found |= {"mended": mended(), "disagreements": disagreements(), "emptied": emptied()}
+        found |= {
+            "mended": mended(),
+            "disagreements": disagreements(),
+            "differences": differences(),
+            "emptied": emptied(),
+        }
         found["torn"] = torn() if dist.get_world_size() == 2 else None
     else:
         lost(folder, how)
