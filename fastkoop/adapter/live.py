@@ -11,7 +11,7 @@ from torch import nn
 
 from ..checks import InputError
 from .buffers import local
-from .wrappers import raw_model, raw_name, raw_optimizer, raw_paths
+from .wrappers import raw_model, raw_name, raw_optimizer, raw_paths, without_prefixes
 
 PER_ENTRY = frozenset((
     "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta",
@@ -137,7 +137,7 @@ class LiveModel(Live):
     def _by_raw_name(self, state: Mapping) -> dict:
         """The state with the raw model's names; files of format 1 may have wrappers' prefixes."""
         live = self.state()
-        return {key if key in live else _unprefixed(key): value for key, value in state.items()}
+        return {key if key in live else without_prefixes(key): value for key, value in state.items()}
 
     def keep(self) -> None:
         modules = list(self.thing.modules())
@@ -153,7 +153,7 @@ class LiveModel(Live):
         named = collections.OrderedDict((live_keys[key], value) for key, value in self._by_raw_name(state).items())
         if hasattr(state, "_metadata"):
             modules = {raw: path for path, raw in reversed(paths.items())}
-            metadata = ((modules.get(_unprefixed(path), path), value) for path, value in state._metadata.items())
+            metadata = ((modules.get(without_prefixes(path), path), value) for path, value in state._metadata.items())
             named._metadata = collections.OrderedDict(metadata)
         self.thing.load_state_dict(named)
 
@@ -252,11 +252,6 @@ def _described(value) -> str:
     if not isinstance(value, torch.Tensor):
         return type(value).__name__
     return f"{tuple(value.shape)} in {str(value.dtype).removeprefix('torch.')}"
-
-
-def _unprefixed(name: str) -> str:
-    """A name of a file of format 1 without wrappers' prefixes."""
-    return ".".join(part for part in name.removeprefix("module.").split(".") if part != "_orig_mod")
 
 
 def _has_extra_state(module: nn.Module) -> bool:

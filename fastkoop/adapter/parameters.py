@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import checks
 from .buffers import local
 from .selection import select
+from .wrappers import named_parameters
 
 
 class Saved(NamedTuple):
@@ -60,7 +61,7 @@ class Parameters:
         """Refuse tensors that the model no longer uses, and a model that uses others by now."""
         self.reshard()
         self.check_dtypes()
-        present = dict(self.model.named_parameters(remove_duplicate=False))
+        present = dict(named_parameters(self.model, remove_duplicate=False))
         for name, parameter in self.by_name.items():
             if present.get(name) is not parameter:
                 raise checks.InputError(f"model: {name} was replaced after this phase was made; make a new phase")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ from .recording_plan import RecordingPlan
 from .report import JumpReport
 from .selection import unit_axis
 from .walker import Walker
+from .wrappers import raw_optimizer, without_prefixes
 
 
 class KoopmanPhase:
@@ -179,13 +180,15 @@ class KoopmanPhase:
     def attach(self, optimizer: torch.optim.Optimizer, wanted: Callable[[], bool] | None = None):
         """Record after each `optimizer.step()`; returns the hook's handle, and `detach` removes it.
 
-        Steps that a GradScaler skipped are not recorded. wanted: asked after each step whether to record it.
+        Steps that a GradScaler skipped are not recorded. An optimizer that a wrapper holds, as accelerate's does, is
+        attached to beneath it. wanted: asked after each step whether to record it.
 
         Raises:
             ValueError: attached already; or a given capacity does not fit the memory that is free.
         """
         if self.attached:
             raise checks.InputError("attach: this phase is attached already; call detach() first")
+        optimizer = raw_optimizer(optimizer)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -199,6 +202,7 @@ class KoopmanPhase:
         if self._velocities is not None:
             self._velocities.follow(optimizer, self.parts.parameters.by_name)
 
+        @torch.compiler.disable  # recording is no part of a step that is compiled
         def after_step(*_) -> None:
             if step_was_skipped(optimizer):
                 return
@@ -363,6 +367,10 @@ class KoopmanPhase:
         """
         return states.state_of(self.parts, self.fits, self._walker)
 
+    def check_state_dict(self, state: dict) -> None:
+        """Raise what `load_state_dict` would; nothing changes."""
+        states.check(state, self.parts, self.fits)
+
     def load_state_dict(self, state: dict) -> None:
         """Go on from a `state_dict`; the model's parameters are not in it.
 
@@ -379,6 +387,8 @@ class KoopmanPhase:
 def _groups(model: nn.Module, chosen: Parameters, partition, q: int | None) -> list[Group]:
     """The groups of the whole model."""
     described = [Parameter(name, tuple(p.shape), unit_axis(model, name)) for name, p in chosen.by_name.items()]
+    if isinstance(partition, Mapping):
+        partition = {without_prefixes(pattern): granularity for pattern, granularity in partition.items()}
     return groups(described, partition, q)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..checks import InputError
+from .wrappers import named_parameters, submodule, without_prefixes
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -17,7 +18,7 @@ def patterns(name: str, given: str | Iterable[str] | None, names: list[str]) -> 
     """Name patterns as a list; every pattern matches a name."""
     if given is not None and not isinstance(given, Iterable):
         raise TypeError(f"{name}: expected a name pattern or several, got {given!r}")
-    listed = [given] if isinstance(given, str) else list(given or ())
+    listed = [without_prefixes(pattern) for pattern in ([given] if isinstance(given, str) else given or ())]
     for pattern in listed:
         if not any(fnmatch.fnmatchcase(candidate, pattern) for candidate in names):
             raise InputError(f"{name}: the pattern {pattern!r} matches no parameter")
@@ -30,9 +31,9 @@ def select(model: nn.Module, include, exclude) -> dict[str, nn.Parameter]:
     Raises:
         ValueError, TypeError: naming the parameter.
     """
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trainable = {name: p for name, p in named_parameters(model) if p.requires_grad}
     wanted = patterns("include", include, list(trainable))
-    unwanted = patterns("exclude", exclude, [name for name, _ in model.named_parameters()])
+    unwanted = patterns("exclude", exclude, [name for name, _ in named_parameters(model)])
     parameters = {name: p for name, p in trainable.items() if chosen(name, wanted, unwanted)}
     for name, parameter in parameters.items():
         if nn.parameter.is_lazy(parameter):
@@ -58,6 +59,6 @@ def chosen(name: str, wanted: list[str], unwanted: list[str]) -> bool:
 
 def unit_axis(model: nn.Module, name: str) -> int:
     """The axis over the units that a parameter feeds: 0, but 1 in the weight of a transposed convolution."""
-    module = model.get_submodule(name.rpartition(".")[0])
+    module = submodule(model, name.rpartition(".")[0])
     transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
     return int(transposed and module.groups == 1 and name.endswith("weight"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from .. import checks
@@ -45,15 +47,46 @@ def described(parts: Parts, fits: Fits) -> dict:
     }  # fmt: skip
 
 
-def restore(state: dict, parts: Parts, fits: Fits, walker: Walker) -> None:
-    """See `KoopmanPhase.load_state_dict`."""
+def check(state: dict, parts: Parts, fits: Fits) -> dict:
+    """The state's contents, which fit this phase and the memory that is free; nothing is changed.
+
+    Raises:
+        ValueError: as `KoopmanPhase.load_state_dict`.
+    """
     contents = unsealed(state, "state", KIND)
     for name, value in described(parts, fits).items():
-        if contents["setting"].get(name) != value:
+        other = contents["setting"].get(name)
+        if other != value:
+            expected, got = first_difference(value, other)
             raise checks.InputError(
-                f"state: expected {name} {value}, as this phase has, got {contents['setting'].get(name)}; make the "
-                "phase as the one that was saved"
+                f"state: expected {name} {expected}, as this phase has, got {got}; make the phase as the one that was "
+                "saved"
             )
+    if contents["recording"]["allocated"] > parts.recorder.allocated:
+        parts.recorder.refuse_what_does_not_fit(contents["recording"]["allocated"])
+    return contents
+
+
+def first_difference(expected, got) -> tuple:
+    """Where two lists or dicts differ first; the values themselves where they are neither.
+
+    >>> first_difference({"a": 1, "b": 2}, {"a": 1, "b": 3}), first_difference([1], [1, 2])
+    (('b 2', 'b 3'), ('nothing more', 2))
+    """
+    if isinstance(expected, dict) and isinstance(got, dict):
+        for key in {**expected, **got}:
+            if expected.get(key) != got.get(key):
+                return tuple(f"{key} {side[key]}" if key in side else f"no {key}" for side in (expected, got))
+    if isinstance(expected, list) and isinstance(got, list):
+        for pair in itertools.zip_longest(expected, got, fillvalue="nothing more"):
+            if pair[0] != pair[1]:
+                return pair
+    return expected, got
+
+
+def restore(state: dict, parts: Parts, fits: Fits, walker: Walker) -> None:
+    """See `KoopmanPhase.load_state_dict`."""
+    contents = check(state, parts, fits)
     parts.recorder.restore(contents["recording"])  # refuses, if at all, before it changes anything
     fits.forget()
     fits.seconds = contents["fit_seconds"]

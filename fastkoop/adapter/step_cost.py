@@ -17,6 +17,7 @@ from torch import nn
 
 from ..checks import InputError, integer
 from .phase import KoopmanPhase
+from .wrappers import raw_optimizer
 
 WARM_UP = 3  # optimizer steps before the clock runs
 OPTIMIZER_STEPS, KOOPMAN_STEPS = 10, 20  # in a round
@@ -108,7 +109,8 @@ def step_cost(
 
     Args:
         model, partition, options: as `KoopmanPhase`, all but capacity.
-        optimizer: of the model's parameters; hooks on it run as in training.
+        optimizer: of the model's parameters; hooks on it run as in training. Of a wrapper, as accelerate's, the one
+            that it holds is measured.
         closure: as for torch.optim: calls zero_grad() and backward() and returns the loss.
         snapshots: >= 2, that an operator is fitted to.
         rounds: of which the median is reported.
@@ -133,6 +135,7 @@ def step_cost(
     """
     if "capacity" in options:
         raise InputError("capacity: step_cost holds as many snapshots as it records; pass snapshots=")
+    optimizer = raw_optimizer(optimizer)
     snapshots = integer("snapshots", snapshots, least=2)
     rounds, ahead = integer("rounds", rounds, least=1), integer("ahead", ahead, least=1)
     phase = KoopmanPhase(model, partition, capacity=snapshots, **options)

@@ -5,6 +5,8 @@ A wrapper's prefixes, `_orig_mod.` and `module.`, do not count: parameters are c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -48,6 +50,18 @@ def raw_name(name: str, paths: dict[str, str]) -> str:
 
 def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def without_prefixes(name: str) -> str:
+    """A name, or a pattern of names, without wrappers' prefixes, where the model is not at hand."""
+    return ".".join(part for part in name.removeprefix("module.").split(".") if part != "_orig_mod")
+
+
+def named_parameters(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+    """As the model's, with the raw model's names."""
+    paths = raw_paths(model)
+    for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate):
+        yield raw_name(name, paths), parameter
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module:
