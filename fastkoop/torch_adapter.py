@@ -1,12 +1,13 @@
 """FastKoop for PyTorch models: record while they train, and move their weights with Koopman operators.
 
 `KoopmanPhase` records, fits and moves; `KoopmanSchedule` does so again and again; `step_cost` says what it costs beside
-an optimizer's steps; `save_checkpoint` and `load_checkpoint` keep it all in files.
+an optimizer's steps; `save_checkpoint` and `load_checkpoint` keep it all in files; `pruning_masks` prunes by modes.
 """
 
 from .adapter.checkpoint import load_checkpoint, save_checkpoint
 from .adapter.limits import Limits
 from .adapter.phase import KoopmanPhase
+from .adapter.pruning import pruning_masks
 from .adapter.ranks import RankError
 from .adapter.recording_plan import GroupPlan, RecordingPlan
 from .adapter.report import JumpReport, LayerReport
@@ -15,5 +16,5 @@ from .adapter.step_cost import StepCost, step_cost
 
 __all__ = [
     "GroupPlan", "JumpReport", "KoopmanPhase", "KoopmanSchedule", "LayerReport", "Limits", "RankError", "RecordingPlan",
-    "StepCost", "load_checkpoint", "save_checkpoint", "step_cost",
+    "StepCost", "load_checkpoint", "pruning_masks", "save_checkpoint", "step_cost",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from .. import checks
 from ..operator import KoopmanOperator
 from ..options import Options
 from ..partition import Group, Parameter, groups
+from . import pruning
 from . import state as states
 from .buffers import HALVES, Recording
 from .fits import Fits
@@ -280,6 +281,23 @@ class KoopmanPhase:
         """
         operators = self.fits.ready(self.position)
         return {recording.group.name: bound for recording, bound in self.parts.with_operators(operators)}
+
+    def modes(self, near: complex = 1.0) -> dict[str, torch.Tensor]:
+        """What the eigenvalue nearest to `near` contributes to the newest snapshot, by parameter name.
+
+        Of every block the eigenvalue nearest to that point, a conjugate pair counting as one. At 1 stands what does not
+        change any more; `pruning_masks` prunes by its size (Redman et al., ICLR 2022, arXiv 2110.14856).
+
+        Args:
+            near: a finite real or complex number.
+
+        Returns:
+            Tensors in the parameters' shapes, dtypes and device. Zero in a block of rank 0.
+
+        Raises:
+            ValueError, TypeError: naming the argument; fewer than two snapshots.
+        """
+        return pruning.modes(self, near)
 
     def step(self, ahead: int = 1) -> None:
         """Move the parameters `every` optimizer iterations on, in place; fits first if that has not been done.
