@@ -70,6 +70,7 @@ class Jump:
     def save(self) -> None:
         """Keep what `undo` puts back."""
         self._saved = self._parts.parameters.save(self._options.keeps_buffers)
+        self._rates.copies.look()
         self._position, self._departure = self._walker.position, self._walker.departure
         if self._departure is None:
             self._walker.departure = self._saved
@@ -92,6 +93,8 @@ class Jump:
 
     def settle(self) -> None:
         """Let the optimizer's state and the schedulers follow."""
+        self._rates.copies.follow(self._saved.parameters)
+        self._rates.copies.watch(self._saved.parameters, self.report)
         self._rates.settle(self._parts.parameters.all, self._options.optimizer_state, self.report.steps)
 
     def undo(self) -> None:

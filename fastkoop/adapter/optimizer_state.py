@@ -29,6 +29,7 @@ from collections.abc import Iterable
 import torch
 
 from ..checks import InputError
+from .weight_copies import WeightCopies
 
 VELOCITIES = ("momentum_buffer", "exp_avg")
 
@@ -68,8 +69,9 @@ def can_be_stepped(schedulers: Iterable) -> list:
 class Rates:
     """An optimizer's state and learning rates across a jump: settled if it is kept, put back if it fails."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer | None, schedulers: list):
+    def __init__(self, optimizer: torch.optim.Optimizer | None, schedulers: list, copies: WeightCopies | None = None):
         self._optimizer, self._schedulers = optimizer, schedulers
+        self.copies = copies or WeightCopies([], [])
         self._groups = [dict(group) for group in optimizer.param_groups] if optimizer else []
         self._states = [copy.deepcopy(scheduler.state_dict()) for scheduler in schedulers]
 
@@ -94,8 +96,15 @@ class Rates:
     def _forget(self, moved: list[torch.Tensor]) -> None:
         if isinstance(self._optimizer, torch.optim.LBFGS):  # whose state is of all parameters together
             self._optimizer.state.clear()
-        for parameter in moved:
-            self._optimizer.state.pop(parameter, None)
+        kept = {id(tensor) for tensor in self.copies.tensors}
+        states = [getattr(optimizer, "state", {}) for optimizer in self.copies.optimizers] or [self._optimizer.state]
+        for state in states:
+            for parameter in moved:
+                entries = state.get(parameter)
+                if isinstance(entries, dict) and any(id(value) in kept for value in entries.values()):
+                    _zero(entries, kept)  # an optimizer that finds its weights expects the rest beside them
+                else:
+                    state.pop(parameter, None)
 
     def restore(self) -> None:
         """Schedulers and learning rates as they were."""
@@ -103,6 +112,16 @@ class Rates:
             scheduler.load_state_dict(state)
         for group, before in zip(self._optimizer.param_groups if self._optimizer else [], self._groups, strict=True):
             group.update(before)
+
+
+@torch.no_grad()
+def _zero(entries: dict, kept: set[int]) -> None:
+    """Moments, scales and counters as before the first step."""
+    for name, value in entries.items():
+        if isinstance(value, torch.Tensor) and id(value) not in kept:
+            value.zero_()
+        elif name == "step" and isinstance(value, int):
+            entries[name] = 0
 
 
 def _velocities(optimizer: torch.optim.Optimizer, moved: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -27,7 +27,8 @@ from .recording_plan import RecordingPlan
 from .report import JumpReport
 from .selection import unit_axis
 from .walker import Walker
-from .wrappers import raw_optimizer, without_prefixes
+from .weight_copies import WeightCopies
+from .wrappers import raw_optimizer, without_prefixes, wrapped_optimizers
 
 
 class KoopmanPhase:
@@ -103,6 +104,7 @@ class KoopmanPhase:
         options = Options(cutoff, observables, stabilize, out_of_span, window, every)
         chosen = Parameters(model, include, exclude)
         self._optimizer: torch.optim.Optimizer | None = None
+        self._copies: WeightCopies | None = None  # of the parameters, in the optimizer
         self._handle = None
         self._velocities = Velocities() if options.observables.momentum else None
         home = _home(storage_device, chosen.device)
@@ -189,6 +191,7 @@ class KoopmanPhase:
         """
         if self.attached:
             raise checks.InputError("attach: this phase is attached already; call detach() first")
+        holders = [*wrapped_optimizers(optimizer)]
         optimizer = raw_optimizer(optimizer)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -212,7 +215,7 @@ class KoopmanPhase:
             if wanted is None or wanted():
                 self.record()
 
-        self._optimizer = optimizer
+        self._optimizer, self._copies = optimizer, WeightCopies(holders, self.parts.parameters.all)
         self._handle = optimizer.register_step_post_hook(after_step)
         return self._handle
 
@@ -357,7 +360,7 @@ class KoopmanPhase:
         with self.fits.heard_by_all("jump"):
             steps = self.whole_steps(steps)
             options = self.jump_options(guard, horizon, limits, optimizer_state, schedulers, update_bn)
-        rates = Rates(self._optimizer, options.schedulers)
+        rates = Rates(self._optimizer, options.schedulers, self._copies)
         return Jump(self.parts, self.fits, self._walker, rates, options).run(steps)
 
     def jump_options(self, *arguments, **options) -> JumpOptions:
@@ -374,7 +377,12 @@ class KoopmanPhase:
 
         Buffers too, if that move had a guard or `update_bn`; what became of the optimizer's state stays.
         """
+        before = self.parts.parameters.save(buffers=False).parameters if self._copies is not None else []
+        if self._copies is not None:
+            self._copies.look()
         self._walker.back()
+        if self._copies is not None:
+            self._copies.follow(before)
 
     def state_dict(self) -> dict:
         """Everything that a run needs to go on bit by bit: the snapshots, the window's sum, the walk, the way back.

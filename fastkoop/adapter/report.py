@@ -60,6 +60,8 @@ class JumpReport:
         seconds: of predicting and moving; what guard and reports cost is not in it.
         before, after: the guard's values.
         tried: (steps, guard's value) of a horizon.
+        undone: whether one of the next optimizer steps took the jump back, as optimizers do that keep weights of their
+            own; known a few steps later.
     """
 
     steps: int
@@ -69,6 +71,7 @@ class JumpReport:
     after: float | None = None
     rolled_back: bool = False
     tried: list[tuple[int, float]] = field(default_factory=list)
+    undone: bool = False
 
     def __str__(self) -> str:
         lines = [f"jump over {self.steps} steps in {self.seconds:.3g} s"]
@@ -77,6 +80,8 @@ class JumpReport:
         if self.before is not None:
             verdict = "worse: rolled back" if self.rolled_back else "kept"
             lines.append(f"guard {self.before:.6g} -> {self.after:.6g}, {verdict}")
+        if self.undone:
+            lines.append("undone by the optimizer, which keeps weights of its own")
         for layer in self.layers:
             low, middle, high = layer.rank
             held = "".join(f", held by {name} {count}" for name, count in layer.held.items())

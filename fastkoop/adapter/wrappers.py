@@ -78,6 +78,14 @@ def raw_optimizer(optimizer):
     return optimizer
 
 
+def wrapped_optimizers(optimizer) -> Iterator:
+    """The optimizer and all that it wraps, Lookahead's inner one too, from the outermost inwards."""
+    while optimizer is not None:
+        yield optimizer
+        inner = getattr(optimizer, "optimizer", None)
+        optimizer = inner if hasattr(inner, "param_groups") and inner is not optimizer else None
+
+
 def has_step_hooks(optimizer) -> bool:
     """Whether it is an optimizer that PyTorch's own constructor set up."""
     return isinstance(optimizer, torch.optim.Optimizer) and "_optimizer_step_post_hooks" in vars(optimizer)
