@@ -46,12 +46,20 @@ BENCHMARKS = {
         "speed.run", "every case against library routines and what an expert would write",
         ("names", "--rounds", "--repeat", "--device", "--out", "--seconds", "--blocks", "--only-time", "--results"),
     ),
+    "first-calls": Benchmark(
+        "speed.first_calls", "CPU seconds of first calls: an empty cache, a filled one, imports",
+        ("names", "--repeat", "--out"),
+    ),
     "steps": Benchmark(
         "steps.run", "a Koopman step against an optimizer step, on MNIST",
         ("names", "--data-dir", "--rounds", "--repeat"),
     ),
     "report": Benchmark("evidence.report", "the report's experiment on MNIST", ("names", "--data-dir")),
     "pays": Benchmark("evidence.pays", "when a phase pays: noisy training on MNIST", ("names", "--data-dir")),
+    "smooth": Benchmark(
+        "evidence.smooth.run", "full-batch training: gap to the optimum at equal gradients",
+        ("names", "--data-dir", "--seeds"),
+    ),
     "oscillator": Benchmark("evidence.oscillator", "the paper's first experiment, 25 networks"),
     "spectra": Benchmark("evidence.spectra", "training runs compared by eigenvalues, as published", ("--redman-dir",)),
     "training": Benchmark(

@@ -1,9 +1,7 @@
-"""What bounds the benchmark's rows, and what the first calls take: figures of two pages, from `fastkoop profile`.
+"""What bounds the benchmark's rows that miss their figures, from `fastkoop profile`.
 
-    NUMBA_CACHE_DIR=$(mktemp -d) fastkoop profile --out bench/results/profile    # on an idle machine
-    python -m bench speed table                                                  # puts them into the page
-
-An empty cache, because the time that compiling takes is among the figures.
+fastkoop profile --out bench/results/profile    # on an idle machine
+python -m bench speed table                     # puts it into the page
 """
 
 from __future__ import annotations
@@ -70,21 +68,6 @@ def fit_seconds(path: pathlib.Path = RESULTS / "steps" / "mnist.json") -> float:
     return median(fit for one in repeats for fit in one["adadelta"]["koopman"]["node"]["1"]["fit"])
 
 
-def first_calls(profile: Profile | None = None) -> str:
-    """The page's sentence on compiling."""
-    calls = (profile or Profile()).results["first_calls"]
-    if cached := [kernel for kernel, call in calls.items() if not call["compiled"]]:
-        names = ", ".join(cached)
-        raise SystemExit(f"profile.json: {names} came from the cache; profile with an empty NUMBA_CACHE_DIR")
-    slowest = max(calls, key=lambda kernel: calls[kernel]["seconds"])
-    return (
-        "Kernels compile on their first call and are cached on disk afterwards: all functions of `fastkoop.kernels` "
-        f"together {sum(call['seconds'] for call in calls.values()):.0f} s, the slowest, `{slowest}`, "
-        f"{calls[slowest]['seconds']:.0f} s."
-    )
-
-
 def update() -> None:
-    """Put both into their pages."""
+    """Put it into the page."""
     pages.update("speed", bounds(), "bounds")
-    pages.update("first-calls", first_calls(), "profile")

@@ -1,4 +1,4 @@
-"""What the pages say of the machine's bounds and of compiling is what the committed profile says."""
+"""What the page says of the machine's bounds is what the committed profile says."""
 
 import json
 
@@ -11,14 +11,13 @@ from fastkoop.profile.profiling import Config
 
 @pytest.fixture
 def altered(tmp_path):
-    """A profile with some rows' figures replaced, and first calls that came from the cache."""
+    """A profile with some rows' figures replaced."""
 
-    def alter(cached=False, **microseconds):
+    def alter(**microseconds):
         results = json.loads((bounds.RESULTS / "profile" / "profile.json").read_text())
         for row in results["kernels"]:
             if (row["n"], row["data"]) == (785, "full") and row["m"] == 1875 and row["kernel"] in microseconds:
                 row["microseconds_per_block"] = microseconds[row["kernel"]]
-        results["first_calls"]["reconstruct"]["compiled"] = not cached
         path = tmp_path / "profile.json"
         path.write_text(json.dumps(results))
         return bounds.Profile(path)
@@ -26,9 +25,8 @@ def altered(tmp_path):
     return alter
 
 
-def test_the_pages_show_the_committed_profile():
+def test_the_page_shows_the_committed_profile():
     assert pages.shown("speed", "bounds") == bounds.bounds()
-    assert pages.shown("first-calls", "profile") == bounds.first_calls()
 
 
 def test_the_committed_profile_is_of_the_usual_sizes():
@@ -39,8 +37,3 @@ def test_the_committed_profile_is_of_the_usual_sizes():
 def test_the_figures_are_the_profile_s(altered):
     said = bounds.bounds(altered(predict=44_000.0, product=13_000.0, tridiagonal=22_000.0))
     assert "C: of 44 ms a block, BLAS's float64 product alone takes 13 and LAPACK's tridiagonal form 22." in said
-
-
-def test_a_profile_that_compiled_nothing_is_refused(altered):
-    with pytest.raises(SystemExit, match="reconstruct came from the cache; profile with an empty NUMBA_CACHE_DIR"):
-        bounds.first_calls(altered(cached=True))

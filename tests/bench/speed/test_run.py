@@ -63,6 +63,12 @@ def test_the_page_shows_the_committed_results():
     assert pages.shown("speed", "cases") == tables.tables()
 
 
+def test_what_the_page_says_of_experts_and_libraries_is_so():
+    for name, result in tables.load().items():
+        for column in ("expert", "chunks", "library"):
+            assert result["against"].get(column, {"ratio": 2.0})["ratio"] > 1, (name, column)
+
+
 def test_every_peer_of_the_table_exists_and_agrees():
     """On well-conditioned tall and wide blocks, one step and many, all peers predict the same."""
     rng = np.random.default_rng(0)

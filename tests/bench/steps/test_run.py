@@ -1,6 +1,7 @@
 """The page's tables of Koopman steps are what the committed results say, and the benchmark runs."""
 
 import json
+from statistics import median
 
 import pytest
 
@@ -26,6 +27,25 @@ def tiny(tmp_path_factory):
 
 def test_the_page_shows_the_committed_results():
     assert pages.shown("steps") == steps.table_of()
+
+
+def test_what_the_page_says_in_words_is_so():
+    repeats = json.loads((steps.FOLDER / "mnist.json").read_text())["repeats"]
+    for partition, low, high in (("node", 4, 5), ("layer", 7.5, 8.5)):
+        ratios = [
+            median(one["adadelta"]["optimizer"]["eager"]["step"])
+            / median(one["adadelta"]["koopman"][partition]["1"]["step"])
+            for one in repeats
+        ]
+        assert low < median(ratios) < high
+    for one in repeats:
+        for found in one.values():
+            for side in found["koopman"].values():
+                phase = side["10"]
+                cost = phase["record_seconds"] + median(phase["fit"]) + median(phase["jump_phase"]["2"])
+                spent = median(found["optimizer"]["eager"]["seconds"]["1870"])
+                assert 13 < spent / cost < 33
+            assert 0.55 < median(found["koopman"]["node"]["1"]["fit"]) < 1.1
 
 
 def test_a_tiny_run_has_every_figure(tiny):
