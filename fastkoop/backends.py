@@ -12,9 +12,8 @@ from .checks import InputError, integer
 from .interop.place import Place
 from .kernels import observed
 from .kernels.contract import COORDINATES
-from .kernels.cpu import ALONE_ORDER
+from .kernels.cpu import large
 from .kernels.cpu.lapack import tridiagonalize
-from .kernels.cpu.pool import each_block
 from .kernels.plan import NON_FINITE, ROUTES, Plan, plan, resolution
 
 __all__ = [
@@ -69,7 +68,7 @@ def strips(contract, parameters: list[tuple], n: int) -> np.ndarray:
 
 def each_large_block(function: Callable[[int], object], blocks: int, order: int) -> list:
     """[function(b) for b in range(blocks)], with the threads that blocks of this order get in BLAS and LAPACK."""
-    return each_block(function, blocks, alone=order <= ALONE_ORDER)
+    return large.over_large(function, blocks, order)
 
 
 def get_num_threads() -> int:

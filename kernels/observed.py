@@ -19,8 +19,8 @@ import numpy as np
 from . import cpu
 from .contract import COORDINATES as FACTOR_COORDINATES
 from .contract import DIGITS, Factors
-from .cpu import ALONE_ORDER, library, quiet
-from .cpu.pool import each_block
+from .cpu import library
+from .cpu.large import over_large, quiet
 from .cpu.threads import get_num_threads
 from .factors import assemble, merge
 from .plan import NON_FINITE, UNRESOLVED, ZERO, resolution
@@ -88,33 +88,33 @@ def _slices(X, observed: Observed):
         X = X.reshape((columns, math.prod(batch), n), copy=False) if isinstance(X, np.ndarray) else X
     rows, pairs = observed.shape(n, columns)
     if rows > pairs:
-        each = 4 * columns**2 + (columns * min(n, _strip(columns)) if observed.affine else 0)
+        numbers = 4 * columns**2 + (columns * min(n, _strip(columns)) if observed.affine else 0)
     else:
-        each = 2 * columns * rows + 4 * rows**2
+        numbers = 2 * columns * rows + 4 * rows**2
     beside = math.prod(X.shape[2:-1])
-    some = max(WORKSPACE // max(1, 8 * each * beside), -(-get_num_threads() // max(1, beside)), 1)
+    some = max(WORKSPACE // max(1, 8 * numbers * beside), -(-get_num_threads() // max(1, beside)), 1)
     return [X[:, at : at + some] for at in range(0, max(X.shape[1], 1), some)]
 
 
 def _fit(contract, X, cutoff, observed: Observed, refine: bool, gains: bool, dtype) -> Lifted:
     """`fit` of blocks that fit the workspace."""
     if observed.tall(X.shape[-1], len(X)):
-        found = from_gram(contract, gram(contract, X, observed), X.shape[-1], observed, cutoff, dtype, gains=gains)
+        lifted = from_gram(contract, gram(contract, X, observed), X.shape[-1], observed, cutoff, dtype, gains=gains)
     else:
-        found = _from_pairs(contract, X, cutoff, observed, gains, dtype)
-    suspects = np.arange(len(found.factors.rank)) if refine else unsettled(contract, found, dtype)
+        lifted = _from_pairs(contract, X, cutoff, observed, gains, dtype)
+    suspects = np.arange(len(lifted.factors.rank)) if refine else unsettled(contract, lifted, dtype)
     if not len(suspects):
-        return found
+        return lifted
     blocks = contract.host(X.reshape(len(X), -1, X.shape[-1])[:, suspects])
-    return replace(contract, found, suspects, _exactly(blocks, cutoff, observed, gains, dtype))
+    return replace(contract, lifted, suspects, _exactly(blocks, cutoff, observed, gains, dtype))
 
 
-def unsettled(contract, found: Lifted, dtype) -> np.ndarray:
+def unsettled(contract, lifted: Lifted, dtype) -> np.ndarray:
     """Blocks that a Gram matrix does not settle: squares of float64 data may over- or underflow, too."""
     again = (UNRESOLVED,) if dtype == np.float32 else (UNRESOLVED, ZERO, NON_FINITE)
-    suspects = np.isin(contract.host(found.factors.route), again)
-    if found.gains is not None:
-        suspects |= (contract.host(found.gains) ** 2).sum(axis=(1, 2)) > GAIN**2
+    suspects = np.isin(contract.host(lifted.factors.route), again)
+    if lifted.gains is not None:
+        suspects |= (contract.host(lifted.gains) ** 2).sum(axis=(1, 2)) > GAIN**2
     return np.flatnonzero(suspects)
 
 
@@ -189,9 +189,9 @@ def _roots(contract, factors: Factors, products):
     xp = contract.xp
     roots = xp.zeros(factors.operator.shape)
     for at, rank in _by_rank(contract, factors):
-        own = products(factors.readout[at][:, :, :rank], at)
-        own = xp.where(xp.isfinite(own).all(axis=(1, 2))[:, None, None], own, 0.0)
-        squares, Q = xp.linalg.eigh((own + own.swapaxes(1, 2)) / 2.0)
+        matrices = products(factors.readout[at][:, :, :rank], at)
+        matrices = xp.where(xp.isfinite(matrices).all(axis=(1, 2))[:, None, None], matrices, 0.0)
+        squares, Q = xp.linalg.eigh((matrices + matrices.swapaxes(1, 2)) / 2.0)
         roots[at, :rank, :rank] = xp.sqrt(xp.maximum(squares, 0.0))[:, :, None] * Q.swapaxes(1, 2)
     return roots
 
@@ -303,25 +303,25 @@ def _exactly(blocks: np.ndarray, cutoff, observed: Observed, gains: bool, dtype)
         Z = stacked(np, (X - origin)[:, None], observed.delay)
         before, mean, last = (part[0] for part in _means(cpu, Z, observed))
         F, Fp = (centred(np, side.swapaxes(0, 1))[0].T if observed.affine else side[:, 0].T for side in (Z[:-1], Z[1:]))
-        found = library.reduce_pairs(F, Fp, last, cutoff, digits, bounds)
-        U = found.basis if wide else F @ found.basis
-        drift, rest = U.T @ (mean - before), last - U @ found.start
-        W = found.readout if wide else Fp @ found.readout
-        root = np.zeros((found.rank, found.rank))
-        if gains and found.rank and np.isfinite(W).all():
+        reduced = library.reduce_pairs(F, Fp, last, cutoff, digits, bounds)
+        U = reduced.basis if wide else F @ reduced.basis
+        drift, rest = U.T @ (mean - before), last - U @ reduced.start
+        W = reduced.readout if wide else Fp @ reduced.readout
+        root = np.zeros((reduced.rank, reduced.rank))
+        if gains and reduced.rank and np.isfinite(W).all():
             _, s, Qt = np.linalg.svd(W, full_matrices=False)
             root[: len(s)] = s[:, None] * Qt
         if not wide and observed.affine:
-            basis = uncentred(np, found.basis[None])[0]
-            found = found._replace(basis=basis, readout=basis)
-        return found, drift, mean + np.tile(origin, observed.delay), rest, root
+            basis = uncentred(np, reduced.basis[None])[0]
+            reduced = reduced._replace(basis=basis, readout=basis)
+        return reduced, drift, mean + np.tile(origin, observed.delay), rest, root
 
-    parts = each_block(reduce, blocks.shape[1], alone=min(rows, pairs) <= ALONE_ORDER)
+    parts = over_large(reduce, blocks.shape[1], min(rows, pairs))
     factors = assemble([part[0] for part in parts], rows if wide else len(blocks) - observed.delay)
     r = factors.operator.shape[1]
     drift, after = np.zeros((len(parts), r)), np.zeros((len(parts), r, r))
-    for b, (found, own, _, _, root) in enumerate(parts):
-        drift[b, : found.rank], after[b, : found.rank, : found.rank] = own, root
+    for b, (reduced, change, _, _, root) in enumerate(parts):
+        drift[b, : reduced.rank], after[b, : reduced.rank, : reduced.rank] = change, root
     mean, rest = (np.array([part[k] for part in parts]) if wide else None for k in (2, 3))
     return Lifted(factors, drift, mean, rest, after if gains else None)
 
@@ -329,12 +329,12 @@ def _exactly(blocks: np.ndarray, cutoff, observed: Observed, gains: bool, dtype)
 COORDINATES = {"drift": (1,), "gains": (1, 2)}  # axes of Lifted's arrays that run over coordinates
 
 
-def replace(contract, found: Lifted, chosen: np.ndarray, exact: Lifted) -> Lifted:
+def replace(contract, lifted: Lifted, chosen: np.ndarray, exact: Lifted) -> Lifted:
     """Operators with those of the chosen blocks, which come from the host, put in their place."""
-    merged = merge(Factors(*map(contract.host, found.factors)), chosen, exact.factors)
+    merged = merge(Factors(*map(contract.host, lifted.factors)), chosen, exact.factors)
     values, r = {}, merged.operator.shape[1]
     for name in Lifted._fields[1:]:
-        array, axes = getattr(found, name), COORDINATES.get(name, ())
+        array, axes = getattr(lifted, name), COORDINATES.get(name, ())
         if array is not None:
             values[name] = _sized(np, contract.host(array), axes, r)
             values[name][chosen] = _sized(np, getattr(exact, name), axes, r)
@@ -391,8 +391,8 @@ def non_expansive(contract, lifted: Lifted) -> Lifted:
         turn = (Qt.swapaxes(1, 2) * (1.0 / xp.maximum(gains, 1.0))[:, None]) @ Qt
         beyond = (gains[:, 0] > 1.0)[:, None, None]  # others keep their bits
         for array, rows in ((readout, slice(None)), (operator, slice(rank))):
-            own = array[at][:, rows, :rank]
-            array[at, rows, :rank] = xp.where(beyond, own @ turn, own)
+            before = array[at][:, rows, :rank]
+            array[at, rows, :rank] = xp.where(beyond, before @ turn, before)
     return lifted._replace(factors=factors._replace(readout=readout, operator=operator))
 
 

@@ -36,9 +36,9 @@ def modes(factors: Factors) -> tuple[np.ndarray, np.ndarray]:
     values = np.zeros((len(factors.rank), factors.operator.shape[1]), np.complex128)
     vectors = np.zeros((*values.shape, values.shape[1]), np.complex128)
     for b, r, operator in _finite(factors):
-        found, P = np.linalg.eig(operator)
-        order = np.lexsort((-found.imag, -found.real, -np.abs(found)))
-        values[b, :r] = found[order]
+        unsorted, P = np.linalg.eig(operator)
+        order = np.lexsort((-unsorted.imag, -unsorted.real, -np.abs(unsorted)))
+        values[b, :r] = unsorted[order]
         scale = np.where(values[b, :r] == 0, 1.0, values[b, :r])
         vectors[b, :r, :r] = P[:, order] / scale
     return values, vectors

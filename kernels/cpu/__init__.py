@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from ..contract import (
@@ -16,19 +14,15 @@ from ..contract import (
     check_side,
 )
 from ..cutoffs import keeps_constant
-from ..factors import Reduced, assemble, merge, trim
+from ..factors import assemble, merge, trim
 from ..plan import KERNEL_ORDER, NON_FINITE, SVD, UNRESOLVED, ZERO, Plan, plan, resolution
-from . import algebra, fused, library, svd
+from . import algebra, fused, large, library, svd
 from . import gram as blocks
+from .large import LIBRARY_ROWS, LIBRARY_STATES, over_large, quiet, reduce_by_svd
 from .layout import Blocks, aligned_empty, blocks_of
-from .pool import each_block, over_blocks
+from .pool import over_blocks
 
 xp = np  # the array module of this backend
-
-# Blocks up to this order go through LAPACK several at a time with a BLAS thread each, larger ones one at a time.
-ALONE_ORDER = 1024
-# This many states from this many rows a block are a matrix product for BLAS.
-LIBRARY_STATES, LIBRARY_ROWS = 8, 64
 
 
 def host(array: np.ndarray) -> np.ndarray:
@@ -39,22 +33,6 @@ def host(array: np.ndarray) -> np.ndarray:
 def rows_of(array: np.ndarray) -> Blocks:
     """Rows (q, ..., n) as `combine` takes them at least cost."""
     return blocks_of(array)
-
-
-def quiet(function):
-    """No NumPy warning leaves the library routes: a diverged state or inverse may not fit its dtype."""
-
-    @functools.wraps(function)
-    def quietly(*arguments, **options):
-        with np.errstate(over="ignore", invalid="ignore"):
-            return function(*arguments, **options)
-
-    return quietly
-
-
-def _each(function, blocks: int, order: int) -> list:
-    """function(b) of every block in BLAS and LAPACK; how many threads a block gets is decided by its order alone."""
-    return each_block(quiet(function), blocks, alone=order <= ALONE_ORDER)
 
 
 def _shape(X: np.ndarray, steps: int = 1) -> tuple[Blocks, int, int, Plan]:
@@ -88,7 +66,7 @@ def gram(X: np.ndarray, side: str | None = None) -> np.ndarray:
         over_blocks(blocks.gram_range, len(out), how.flops // 2, *source[:5], source.columns, wide, out)
     else:
         make = library.gram_weights if wide else library.gram_snapshots
-        for b, S in enumerate(_each(lambda b: make(source.block(b)), len(out), n if wide else m)):
+        for b, S in enumerate(over_large(lambda b: make(source.block(b)), len(out), n if wide else m)):
             out[b] = S
     return out
 
@@ -123,7 +101,7 @@ def _solve(gram: np.ndarray, n: int, m: int, cutoff, dtype) -> Factors:
     bounds = resolution(n, m, dtype)
     B = len(gram)
     if plan(B, n, m, dtype).engine == "library":
-        parts = _each(lambda b: library.reduce_gram(gram[b], wide, cutoff, digits, bounds), B, order)
+        parts = over_large(lambda b: library.reduce_gram(gram[b], wide, cutoff, digits, bounds), B, order)
         return assemble(parts, order)
     arrays = _allocate(B, order, wide)
     over_blocks(
@@ -146,23 +124,12 @@ def _factors(arrays: tuple[np.ndarray, ...]) -> Factors:
     return trim(Factors(basis, readout, operator, start, rank, *reports.T.copy(), edge, route))
 
 
-def _by_lapack(source: Blocks, cutoff: tuple[str, float]) -> Factors:
-    """Reduced operators from LAPACK's SVD of every block."""
-    n, m = source.n, source.columns - 1
-    bounds, digits, order = resolution(n, m, source.dtype), DIGITS[source.dtype], min(n, m)
-
-    def reduce(b: int) -> Reduced:
-        return library.reduce_svd(source.block(b), cutoff, digits, bounds)
-
-    return assemble(_each(reduce, len(source.offsets), order), order)
-
-
 def _exactly(source: Blocks, cutoff: tuple[str, float]) -> Factors:
     """Reduced operators from the SVD of every block itself."""
     n, m, B = source.n, source.columns - 1, len(source.offsets)
     order = min(n, m)
     if order > KERNEL_ORDER:
-        return _by_lapack(source, cutoff)
+        return reduce_by_svd(source, cutoff)
     kind, value, digits = Rule(*cutoff).numbers(source.dtype)
     arrays = _allocate(B, order, n <= m)
     over_blocks(
@@ -171,7 +138,7 @@ def _exactly(source: Blocks, cutoff: tuple[str, float]) -> Factors:
     )  # fmt: skip
     factors = _factors(arrays)
     failed = np.flatnonzero(factors.route == UNRESOLVED)
-    return merge(factors, failed, _by_lapack(source.only(failed), cutoff)) if len(failed) else factors
+    return merge(factors, failed, reduce_by_svd(source.only(failed), cutoff)) if len(failed) else factors
 
 
 @quiet
@@ -189,7 +156,7 @@ def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False) -> Fa
     if how.engine == "kernel":
         factors = _solve(gram(X), n, m, cutoff, source.dtype)
     else:
-        parts = _each(lambda b: library.reduce_block(source.block(b), wide, cutoff, digits, bounds), B, how.order)
+        parts = over_large(lambda b: library.reduce_block(source.block(b), wide, cutoff, digits, bounds), B, how.order)
         factors = assemble(parts, how.order)
     suspects = np.flatnonzero(factors.route == SVD)
     if source.dtype == np.float64:  # squares of float64 data may overflow, or vanish
@@ -232,28 +199,10 @@ def combine(rows: np.ndarray | Blocks, coefficients: np.ndarray, *, products: bo
     B, states, q = coefficients.shape
     out = aligned_empty((states, B, source.n), source.dtype)
     if products and states >= LIBRARY_STATES and q >= LIBRARY_ROWS:
-        _combine_large(source, coefficients, out)
+        large.combine(source, coefficients, out)
     else:
         over_blocks(blocks.combine_range, B, out.size * q, *source[:5], q, np.ascontiguousarray(coefficients), out)
     return out
-
-
-def _combine_large(source: Blocks, coefficients: np.ndarray, out: np.ndarray) -> None:
-    """`combine` by BLAS where a block has the states and rows for it, zeros at the ends not counted.
-
-    Those are other blocks' ranks; products with them would be the same sums, but perhaps in another order.
-    """
-    for b, block in enumerate(coefficients):
-        states, rows = (int(used.nonzero()[0].max(initial=-1)) + 1 for used in (block.any(axis=1), block.any(axis=0)))
-        own = np.ascontiguousarray(block[:states, :rows])
-        out[states:, b] = 0.0
-        if states >= LIBRARY_STATES and rows >= LIBRARY_ROWS:
-            library.combine(source.block(b)[:rows], own, out[:states, b])
-        else:
-            alone = source.only(np.array([b]))
-            part = np.empty((states, 1, source.n), source.dtype)
-            over_blocks(blocks.combine_range, 1, part.size * rows, *alone[:5], rows, own[None], part)
-            out[:states, b] = part[:, 0]
 
 
 @quiet
@@ -306,7 +255,7 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
         def step(b: int) -> int:
             return library.step_block(source.block(b), n <= m, cutoff, digits, bounds, out[b])
 
-        route[:] = _each(step, B, how.order)
+        route[:] = over_large(step, B, how.order)
     elif n == 1 and keeps_constant(kind, value):
         beside = bool((np.diff(source.offsets) == 1).all())
         over_blocks(
@@ -338,7 +287,7 @@ def _predict_exactly(source: Blocks, steps: int, cutoff: tuple[str, float]) -> t
     rest = np.flatnonzero(routes == UNRESOLVED)
     if len(rest):
         left = source.only(rest)
-        states[rest], routes[rest] = _follow(left, _by_lapack(left, cutoff), steps)
+        states[rest], routes[rest] = _follow(left, reduce_by_svd(left, cutoff), steps)
     return states, routes
 
 
@@ -372,9 +321,11 @@ def pinv(F: np.ndarray, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarr
         )  # fmt: skip
     else:
         order = min(n, m)
-        route[:] = _each(lambda b: library.pinv_gram(source.block(b), wide, cutoff, digits, bounds, out[b]), B, order)
+        route[:] = over_large(
+            lambda b: library.pinv_gram(source.block(b), wide, cutoff, digits, bounds, out[b]), B, order
+        )
     suspects = np.flatnonzero(route == SVD)
-    route[suspects] = _each(
+    route[suspects] = over_large(
         lambda i: library.pinv_svd(source.block(suspects[i]), cutoff, digits, bounds, out[suspects[i]]),
         len(suspects),
         min(n, m),

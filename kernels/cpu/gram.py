@@ -101,7 +101,7 @@ def products(T, shift, U, rows, width, upper, S, flat, ahead):
     line = LINE // flat.itemsize
     left = count * ((length + line - 1) // line)
     work = (width + part - 1) // part * (strips * (strips + 1) // 2 if upper else strips * strips)
-    each, within = 1 + left // work, 0
+    share, within = 1 + left // work, 0
     for first in range(0, width, part):
         size = min(part, width - first)
         whole = size // MICRO_LANES * MICRO_LANES
@@ -121,12 +121,12 @@ def products(T, shift, U, rows, width, upper, S, flat, ahead):
                     r[j] += c[k] * x[k]
                     r[j + 1] += c[k] * y[k]
                     r[j + 2] += c[k] * z[k]
-                for _ in range(min(each, left)):
+                for _ in range(min(share, left)):
                     prefetch(flat, at + within)
                     within += line
                     if within >= length:
                         at, within = at + distance, 0
-                left -= each
+                left -= share
 
 
 @jit

@@ -114,12 +114,12 @@ def _some_vectors(d, e, count: int) -> np.ndarray | None:
     d, e, values = np.array(d, np.float64), np.append(e, 0.0), np.empty(n)
     Z, support = np.empty((count, n)), np.empty(2 * count + 2, np.intc)
     work, iwork = np.empty(18 * n), np.empty(10 * n, np.intc)
-    found, accurate = np.zeros(1, np.intc), np.ones(1, np.intc)
+    number, accurate = np.zeros(1, np.intc), np.ones(1, np.intc)
     failed = _dstemr(
-        b"V", b"I", n, d, e, 0.0, 0.0, n - count + 1, n, found, values, Z, n, count, support, accurate,
+        b"V", b"I", n, d, e, 0.0, 0.0, n - count + 1, n, number, values, Z, n, count, support, accurate,
         work, len(work), iwork, len(iwork),
     )  # fmt: skip
-    return None if failed or found[0] != count else Z[::-1].copy()
+    return None if failed or number[0] != count else Z[::-1].copy()
 
 
 def _all_vectors(d, e, count: int) -> np.ndarray | None:

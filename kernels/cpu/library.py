@@ -106,14 +106,14 @@ def decomposed(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
     squares, rank, V = lapack.eigenvalues(d, e), 0, None
     if squares is not None:
         squares *= scale**2
-        found = squares.tolist()
-        rank, threshold, edge = select(found, order, kind, value, digits, 1.0, bounds.gram * found[0], 0.0, 0.0)
+        ordered = squares.tolist()
+        rank, threshold, edge = select(ordered, order, kind, value, digits, 1.0, bounds.gram * ordered[0], 0.0, 0.0)
         V = lapack.leading_vectors(d, e, rank) if rank else np.empty((0, order))
     if V is None:  # never seen
         return SVD, np.empty(0), np.empty((order, 0)), 0, 0.0, True
     if rank:
         lapack.rotate_back(A, beta, V)
-    clear = resolved(found, order, kind, value, rank, threshold, bounds.least * found[0])
+    clear = resolved(ordered, order, kind, value, rank, threshold, bounds.least * ordered[0])
     return EIGEN if clear else SVD, squares[:rank], V.T, rank, threshold, bool(edge)
 
 

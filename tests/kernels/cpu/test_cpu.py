@@ -186,8 +186,8 @@ class TestPredict:
     def test_large_blocks_that_need_the_svd_share_one_call(self, n, m, steps, rng, monkeypatch):
         X = np.stack([orbit(rng, n, m), *(graded(rng, n, m, low=1e-7) for _ in range(3))])
         X[2, 3, 4] = np.nan
-        calls, by_lapack = [], cpu._by_lapack
-        monkeypatch.setattr(cpu, "_by_lapack", lambda source, cutoff: calls.append(1) or by_lapack(source, cutoff))
+        calls, by_lapack = [], cpu.reduce_by_svd
+        monkeypatch.setattr(cpu, "reduce_by_svd", lambda source, cutoff: calls.append(1) or by_lapack(source, cutoff))
         got, route = kernels.predict(time_major(X), steps, ("relative", 1e-9))
         assert len(calls) == 1
         assert words(route)[1:] == ["svd", "non-finite", "svd"]

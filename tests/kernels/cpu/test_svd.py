@@ -105,7 +105,7 @@ def test_like_lapack(n, m, scale, rng):
 @pytest.mark.parametrize(("n", "m"), [(200, 20), (21, 32), (20, 20)])
 def test_rank_two_cascades_into_underflow(n, m, monkeypatch):
     """Every reflector of a block of rank 2 leaves a rest smaller by eps; LAPACK must not be needed."""
-    monkeypatch.setattr(cpu, "_by_lapack", None)
+    monkeypatch.setattr(cpu, "reduce_by_svd", None)
     for seed in range(60):
         X = dying(np.random.default_rng(seed), n, m, np.float64).T
         found = factors_of(X, ("relative", 1e-9))
@@ -203,7 +203,7 @@ def test_triangle_rotations_and_lapack_agree(n, m, steps, rng):
     by_triangle, route = cpu._predict_exactly(source, steps, cutoff)
     assert route == [QR]
     assert_states(by_triangle, X, steps, cutoff, "triangle")
-    for name, factors in (("rotations", cpu._exactly(source, cutoff)), ("LAPACK", cpu._by_lapack(source, cutoff))):
+    for name, factors in (("rotations", cpu._exactly(source, cutoff)), ("LAPACK", cpu.reduce_by_svd(source, cutoff))):
         states, route = cpu._follow(source, factors, steps)
         assert route == [SVD]
         assert_states(states, X, steps, cutoff, name)
