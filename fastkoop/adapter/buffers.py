@@ -235,15 +235,42 @@ class Recording:
         """What was recorded before no longer matters."""
         self.base = None
 
-    def apply(self, states: torch.Tensor) -> None:
-        """Set the parameters to (rows, n) states, in place."""
-        for piece, member in self.members:
-            into(local(member), piece, states)
+    def release(self) -> None:
+        """Give all memory back; the next snapshot begins a new recording."""
+        self.wait()
+        self.buffer = self.base = self.sum = self._row = self._array = None
+        if self._offload is not None:
+            self._offload = Offload(self)
 
     @torch.no_grad()
-    def move(self, states: Sequence[torch.Tensor]) -> int:
+    def drift(self, newest: int, window: int) -> torch.Tensor | None:
+        """How far the parameters (rows, n) are from the iterate that was recorded last; None if they are as it was.
+
+        newest: the snapshot that iterate went into, alone or as the last of a window.
+        """
+        if window > 1 and self.sum is None:
+            return None  # of a state that does not say
+        self.wait()
+        now, n = self.current(), self.group.n
+        seen = self.sum[1] if window > 1 else self.buffer[newest]
+        seen, stored = seen[:, :n].to(self.device), now.to(self.dtype)
+        if window == 1 and self.halved:
+            base = self.base[:, :n]
+            same, seen = (stored - base).to(self.stored) == seen, seen.to(self.dtype) + base
+        else:
+            same = stored == seen
+        return None if bool(same.all()) else torch.where(same, 0.0, now - seen)
+
+    def apply(self, states: torch.Tensor) -> None:
+        """Set the parameters to (rows, n) states, in place, but for those that are frozen by now."""
+        for piece, member in self.members:
+            if member.requires_grad:
+                into(local(member), piece, states)
+
+    @torch.no_grad()
+    def move(self, states: Sequence[torch.Tensor], held: Sequence[torch.Tensor | None] | None = None) -> int:
         """Set the parameters to the states of their blocks; how many blocks were kept as not finite."""
-        rows, kept = self.checked(states)
+        rows, kept = self.checked(states, held)
         self.apply(rows)
         return kept
 

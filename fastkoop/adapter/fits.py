@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ from .. import checks
 from ..operator import KoopmanOperator, fit
 from ..options import OF_FIT, Options
 from .buffers import Recording
+from .compiling import Clock
 from .parts import Parts
 from .ranks import Spread, fit_spread
 
@@ -20,13 +20,13 @@ class Fits:
 
     Attributes:
         operators: by recording; None until they are fitted.
-        seconds: what the last fit took.
+        seconds, compile_seconds: what the last fit took, and beside it what compiling its kernels took.
     """
 
     def __init__(self, parts: Parts, options: Options):
         self._parts, self.options = parts, options
         self.operators: list[list[KoopmanOperator]] | None = None
-        self.seconds = 0.0
+        self.seconds = self.compile_seconds = 0.0
 
     def forget(self) -> None:
         """Drop the operators."""
@@ -47,28 +47,35 @@ class Fits:
             )
         self.options = options
 
-    def ready(self, position: int) -> list[list[KoopmanOperator]]:
+    def ready(self, position: float) -> list[list[KoopmanOperator]]:
         """The operators, fitted now if they are not yet."""
         if self.operators is None:
             self.fit(position)
         return self.operators
 
-    def fit(self, position: int) -> None:
+    def fit(self, position: float) -> None:
         """Fit an operator to every block; see `KoopmanPhase.fit`.
 
         position: iterations past the newest snapshot, which ranks have to agree on.
         """
-        recorder, ranks = self._parts.recorder, self._parts.ranks
         with self.heard_by_all("fit"):
             self._check()
-        began = time.perf_counter()
+        with Clock() as clock:
+            began = clock.now()
+            self._fit(position)
+            self.seconds, self.compile_seconds = clock.now() - began, clock.compiled
+
+    def _fit(self, position: float) -> None:
+        recorder, ranks = self._parts.recorder, self._parts.ranks
         self.forget()
         self.agree("fit", position=position)
         recorder.put_in_order()
         operators, refused = [], ""
         for recording, spread in zip(self._parts.recordings, self._parts.spreads, strict=True):
             try:
-                operators.append(self._fitted(recording, spread))
+                views = recording.blocks(recorder.snapshots)
+                fitted = self.fitted(recording, spread, views)
+                operators.append(fitted if recording.direct else [op.released() for op in fitted])
             except checks.InputError as error:
                 said = f"layer {recording.group.name}: {error}"
                 refused = refused or f"{said} (if training diverged, lower its learning rate, or leave the layer out)"
@@ -79,7 +86,6 @@ class Fits:
         if refused:
             raise checks.InputError(refused)
         self.operators = operators
-        self.seconds = time.perf_counter() - began
 
     def _check(self) -> None:
         """Raise unless the recording can be fitted."""
@@ -103,15 +109,13 @@ class Fits:
                     self.agree(what, refused=str(error))
             raise
 
-    def _fitted(self, recording: Recording, spread: Spread | None) -> list[KoopmanOperator]:
-        """A group's operators; they keep no snapshots that had to be brought back."""
-        views = recording.blocks(self._parts.recorder.snapshots)
-        if spread is not None:
-            fitted = [fit_spread(view, recording.group.n, spread, self.options) for view in views]
-            _ = [op.residual for op in fitted]  # now, while ranks are at it: a jump then needs no exchange of its own
-        else:
-            fitted = [fit(view, time_axis=0, **self.options.fit_arguments) for view in views]
-        return fitted if recording.direct else [op.released() for op in fitted]
+    def fitted(self, recording: Recording, spread: Spread | None, views: list) -> list[KoopmanOperator]:
+        """Operators of a group's batches of blocks, from views (snapshots, ..., numbers) of them."""
+        if spread is None:
+            return [fit(view, time_axis=0, **self.options.fit_arguments) for view in views]
+        fitted = [fit_spread(view, recording.group.n, spread, self.options) for view in views]
+        _ = [op.residual for op in fitted]  # now, while ranks are at it: a jump then needs no exchange of its own
+        return fitted
 
     def agree(self, what: str, **values) -> None:
         """Raise on all ranks unless all are at the same point of the same recording."""
@@ -121,3 +125,7 @@ class Fits:
             ranks.agree(
                 what, setup=setup, snapshots=recorder.snapshots, iterations=recorder.iterations, **values
             )  # fmt: skip
+
+    def __getstate__(self) -> dict:
+        """For copies and pickles: fitted again from the same snapshots, to the same bits, when it is needed."""
+        return {**self.__dict__, "operators": None}

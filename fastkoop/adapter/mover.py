@@ -23,11 +23,43 @@ class Copy(NamedTuple):
     columns: slice  # of the blocks' entries as (rows, -1)
 
 
+class Stays:
+    """What keeps a group from its predicted states: blocks that are held, and a start beside the newest snapshot.
+
+    held: bool per block of every batch, or None.
+    offset: (rows, n) to add to every state; None where the parameters are as they were recorded.
+    """
+
+    def __init__(self, held: Sequence[torch.Tensor | None], offset: torch.Tensor | None = None):
+        self.held, self._offset = held, offset
+
+    @property
+    def nothing(self) -> bool:
+        """Whether states are taken as they are predicted."""
+        return self._offset is None and not any(blocks is not None for blocks in self.held)
+
+    def shifted(self, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """States of every batch from where the parameters began."""
+        if self._offset is None:
+            return list(states)
+        shifted, at, rows = [], 0, len(self._offset)
+        for state in states:
+            width = state.numel() // rows
+            offset = self._offset[:, at : at + width].reshape(state.shape)
+            shifted.append(state + offset)
+            at += width
+        return shifted
+
+    def unmoved(self, rows: torch.Tensor, recording: Recording) -> torch.Tensor:
+        """The rows, where the parameters began beside the snapshot as they are: adding an offset would round."""
+        return rows if self._offset is None else torch.where(self._offset != 0, recording.current(), rows)
+
+
 class Walks:
     """Moves all parameters one state on, each group by itself: on a GPU, and where blocks are spread over ranks."""
 
-    def __init__(self, recordings: Sequence[Recording], operators: Sequence[Sequence]):
-        self._recordings = recordings
+    def __init__(self, recordings: Sequence[Recording], operators: Sequence[Sequence], stays: Sequence[Stays]):
+        self._recordings, self._stays = recordings, stays
         self._walks = [[op.walk(check_finite=False) for op in layer] for layer in operators]
 
     def restart(self) -> None:
@@ -51,8 +83,8 @@ class Walks:
     def step(self, count: int, ahead: int) -> None:
         """Move the parameters `count` >= 1 states on; see `States.step`."""
         states = [[walk.step(count, ahead) for walk in walks] for walks in self._walks]
-        for recording, each in zip(self._recordings, states, strict=True):
-            recording.move(each)
+        for recording, layer, stays in zip(self._recordings, states, self._stays, strict=True):
+            recording.move(stays.shifted(layer), stays.held)
 
 
 class Mover:
@@ -62,16 +94,23 @@ class Mover:
     bound on the states tells that all are finite; where it cannot, every layer goes through `Recording.move`.
     """
 
-    def __init__(self, recordings: Sequence[Recording], operators: Sequence[Sequence[KoopmanOperator]]):
-        self._recordings = recordings
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        operators: Sequence[Sequence[KoopmanOperator]],
+        stays: Sequence[Stays],
+    ):
+        self._recordings, self._stays = recordings, stays
+        self._as_predicted = all(layer.nothing for layer in stays)
         parts = [op.parts for layer in operators for op in layer]
         self._batches, places = states_together(parts)
         self._shapes = [[op.rank.shape for op in layer] for layer in operators]
-        found = iter(places)
-        self._places = [[next(found) for _ in layer] for layer in operators]
+        following = iter(places)
+        self._places = [[next(following) for _ in layer] for layer in operators]
         self._views: list[np.ndarray | None] = []
         self._copies: list[Copy] | None = None
         self._members = [member for recording in recordings for _, member in recording.members]
+        self._trained: list[bool] = []  # members that are not frozen
         self._limit = min((recording.largest for recording in recordings), default=0.0) / 2
 
     def restart(self) -> None:
@@ -93,27 +132,33 @@ class Mover:
         """Move the parameters `count` >= 1 states on; see `States.step`."""
         states = [batch.step(count, ahead) for batch in self._batches]
         copies = self._prepared()
-        if copies is None or not all(batch.bound() <= self._limit for batch in self._batches):
+        bounded = all(batch.bound() <= self._limit for batch in self._batches)
+        if copies is None or not (bounded and self._as_predicted):
             self._move_each(states)
             return
         for target, batch, blocks, columns in copies:
             target[...] = states[batch][blocks].reshape(len(target), -1)[:, columns]
-        for member in self._members:  # autograd is told, as by an operation in place
-            increment_version(member)
+        for member, trained in zip(self._members, self._trained, strict=True):
+            if trained:
+                increment_version(member)  # autograd is told, as by an operation in place
 
     def _prepared(self) -> list[Copy] | None:
-        """The copies, made anew where a parameter's memory changed; None where torch has to convert one."""
+        """The copies, made anew where a parameter's memory changed or was frozen; None where torch has to convert."""
         views = [recording.view(i) for recording in self._recordings for i in range(len(recording.members))]
-        if len(views) != len(self._views) or any(new is not old for new, old in zip(views, self._views, strict=True)):
-            self._views, self._copies = views, None
+        trained = [member.requires_grad for member in self._members]
+        same = trained == self._trained and len(views) == len(self._views)
+        if not same or any(new is not old for new, old in zip(views, self._views, strict=True)):
+            self._views, self._trained, self._copies = views, trained, None
             if not any(view is None or _overlaps(view) for view in views):
                 self._copies = list(self._make_copies(iter(views)))
         return self._copies
 
     def _make_copies(self, views):
         for recording, places in zip(self._recordings, self._places, strict=True):
-            for piece, _ in recording.members:
+            for piece, member in recording.members:
                 view, first = next(views), 0
+                if not member.requires_grad:
+                    continue
                 for batch, blocks in places:
                     size = self._batches[batch].n * (blocks.stop - blocks.start) // recording.group.rows
                     low, high = max(first, piece.start), min(first + size, piece.start + piece.width)
@@ -123,13 +168,13 @@ class Mover:
                     first += size
 
     def _move_each(self, states: list[np.ndarray]) -> None:
-        for recording, places, shapes in zip(self._recordings, self._places, self._shapes, strict=True):
-            recording.move(
-                [
-                    torch.from_numpy(states[batch][blocks]).reshape(*shape, -1)
-                    for (batch, blocks), shape in zip(places, shapes, strict=True)
-                ]
-            )
+        layers = zip(self._recordings, self._places, self._shapes, self._stays, strict=True)
+        for recording, places, shapes, stays in layers:
+            predicted = [
+                torch.from_numpy(states[batch][blocks]).reshape(*shape, -1)
+                for (batch, blocks), shape in zip(places, shapes, strict=True)
+            ]
+            recording.move(stays.shifted(predicted), stays.held)
 
 
 def _overlaps(view: np.ndarray) -> bool:

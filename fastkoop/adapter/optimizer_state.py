@@ -13,11 +13,12 @@ Adadelta           -                                square_avg, acc_delta   old 
 LBFGS              d, t, old_dirs, old_stps         -                       curvature of another place: reset it
 ================== ================================ ======================= =======================================
 
-"keep" is the method as published. "reset" forgets the state of the parameters that a phase records, counters such as
-Adam's `step` with it, so that its bias correction begins anew and Adagrad takes large steps again. A number in (0, 1)
-multiplies velocities and keeps the rest: a fresh direction at the old scale. No choice counts a jump's iterations as
-gradients: Adam's `step` says how many gradients it has seen. A learning-rate scheduler counts what its owner tells it:
-`KoopmanPhase.jump(schedulers=...)` steps it once for every iteration that the jump stands for.
+"keep" is the method as published. "predict" moves velocities with the weights, where they are recorded beside them
+(`Momentum()`): training goes on as if it had been there. "reset" forgets the state of the parameters that a phase
+records, counters such as Adam's `step` with it, so that its bias correction begins anew and Adagrad takes large steps
+again. A number in (0, 1) multiplies velocities and keeps the rest: a fresh direction at the old scale. No choice counts
+a jump's iterations as gradients: Adam's `step` says how many gradients it has seen. A learning-rate scheduler counts
+what its owner tells it: `KoopmanPhase.jump(schedulers=...)` steps it once for every iteration that the jump stands for.
 """
 
 from __future__ import annotations
@@ -25,25 +26,28 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
 from ..checks import InputError
+from .buffers import Recording, into, local, rows_of
 from .weight_copies import WeightCopies
 
 VELOCITIES = ("momentum_buffer", "exp_avg")
+PREDICT = "predict"
 
 
 def settled(choice) -> str | float:
-    """What is to become of an optimizer's state after a jump: "keep", "reset" or a factor in (0, 1).
+    """What is to become of an optimizer's state after a jump: "keep", "reset", "predict" or a factor in (0, 1).
 
     Raises:
         ValueError, TypeError: anything else.
     """
-    if choice in ("keep", "reset"):
+    if isinstance(choice, str) and choice in ("keep", "reset", PREDICT):
         return choice
     if isinstance(choice, bool) or not isinstance(choice, (int, float)):
-        raise InputError(f'optimizer_state: expected "keep", "reset" or a factor in (0, 1), got {choice!r}')
+        raise InputError(f'optimizer_state: expected "keep", "reset", "predict" or a factor in (0, 1), got {choice!r}')
     if not (math.isfinite(choice) and 0.0 < choice < 1.0):
         raise InputError(
             f'optimizer_state: expected a factor in (0, 1), got {choice}; "keep" is 1, and "reset" forgets all'
@@ -88,7 +92,7 @@ class Rates:
                 scheduler.step()
         if choice == "reset":
             self._forget(moved)
-        elif choice != "keep":
+        elif isinstance(choice, float):
             with torch.no_grad():
                 for velocity in velocities:
                     velocity.mul_(choice)
@@ -105,6 +109,12 @@ class Rates:
                     _zero(entries, kept)  # an optimizer that finds its weights expects the rest beside them
                 else:
                     state.pop(parameter, None)
+
+    @torch.no_grad()
+    def stop(self, moved: Iterable[torch.Tensor]) -> None:
+        """Set velocities to zero."""
+        for velocity in _velocities(self._optimizer, moved):
+            velocity.zero_()
 
     def restore(self) -> None:
         """Schedulers and learning rates as they were."""
@@ -124,13 +134,13 @@ def _zero(entries: dict, kept: set[int]) -> None:
             entries[name] = 0
 
 
-def _velocities(optimizer: torch.optim.Optimizer, moved: list[torch.Tensor]) -> list[torch.Tensor]:
+def _velocities(optimizer: torch.optim.Optimizer, moved: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     states = (optimizer.state.get(parameter) for parameter in moved)
-    return [own[name] for own in states if own for name in VELOCITIES if _has(own, name)]
+    return [state[name] for state in states if state for name in VELOCITIES if _has(state, name)]
 
 
-def _has(own: dict, name: str) -> bool:
-    return isinstance(own.get(name), torch.Tensor)
+def _has(state: dict, name: str) -> bool:
+    return isinstance(state.get(name), torch.Tensor)
 
 
 class Velocities:
@@ -141,39 +151,87 @@ class Velocities:
         self._known: dict[int, tuple[str, dict]] = {}  # name and parameter group
 
     def follow(self, optimizer: torch.optim.Optimizer, by_name: dict[str, torch.Tensor]) -> None:
-        """Take them from this optimizer."""
+        """Take them from this optimizer.
+
+        Raises:
+            ValueError: it keeps none, or its learning rate is zero, so that velocities say nothing.
+        """
         names = {id(parameter): name for name, parameter in by_name.items()}
-        self._optimizer = optimizer
-        self._known = {
+        known = {
             id(parameter): (names[id(parameter)], group)
             for group in optimizer.param_groups
             for parameter in group["params"]
             if id(parameter) in names
         }
+        for name, group in known.values():
+            _check_velocities(optimizer, name, group)
+        self._optimizer, self._known = optimizer, known
+
+    def check_rates(self) -> None:
+        """Raise if a learning rate is zero by now: a velocity cannot be told from its part of a step then."""
+        for name, group in self._known.values():
+            if float(group["lr"]) == 0.0:
+                raise InputError(
+                    f'optimizer_state: "predict" divides by the learning rate, which is 0 for {name}; pass "keep" or '
+                    "jump while it is not"
+                )
 
     def __call__(self, parameter: torch.Tensor) -> torch.Tensor:
-        """A parameter's velocity.
+        """A parameter's velocity times its learning rate.
 
         Raises:
             ValueError: no optimizer, or one that keeps none for it.
         """
+        buffer, rate = self._buffer(parameter)
+        return buffer * rate
+
+    def _buffer(self, parameter: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """A parameter's velocity as the optimizer keeps it, and its learning rate."""
         if self._optimizer is None:
             raise InputError("observables: Momentum() reads the optimizer's velocities; call attach(optimizer) first")
         if id(parameter) not in self._known:
             raise InputError(
-                "observables: Momentum() found a parameter that the attached optimizer does not hold; leave it out "
+                "observables: Momentum() meets a parameter that the attached optimizer does not hold; leave it out "
                 "with exclude="
             )
         name, group = self._known[id(parameter)]
-        own = self._optimizer.state.get(parameter, {})
+        state = self._optimizer.state.get(parameter, {})
         for buffer in VELOCITIES:
-            if _has(own, buffer):
-                return own[buffer] * group["lr"]
+            if _has(state, buffer):
+                return state[buffer], group["lr"]
+        raise InputError(f"observables: {_no_velocity(self._optimizer, name)}")
+
+    @torch.no_grad()
+    def set(self, recording: Recording, rows: torch.Tensor, stayed: torch.Tensor) -> None:
+        """Set the optimizer's velocities to a group's rows (rows, n); bool (rows, n): entries that stay as they are."""
+        for piece, member in recording.members:
+            if not member.requires_grad:
+                continue
+            buffer, rate = self._buffer(member)
+            place = (slice(piece.first, piece.first + piece.rows), slice(piece.start, piece.start + piece.width))
+            values = (rows / rate).to(buffer.dtype)
+            values[place] = torch.where(stayed[place], rows_of(buffer, piece), values[place])
+            into(local(buffer), piece, values)
+
+
+def _check_velocities(optimizer: torch.optim.Optimizer, name: str, group: dict) -> None:
+    """Raise unless this optimizer will keep a velocity of the parameter, as far as can be told before its step."""
+    if float(group["lr"]) == 0.0:
         raise InputError(
-            f"observables: Momentum() finds no velocity of {name} in {type(self._optimizer).__name__} after its step; "
-            "SGD and RMSprop with momentum, Adam and its kin keep one of every parameter with a gradient; leave others "
-            "out with exclude="
+            f"optimizer: the learning rate of {name} is 0, and Momentum() records velocities times it; attach when it "
+            "is not"
         )
+    state = next((optimizer.state[p] for p in group["params"] if optimizer.state.get(p)), None)
+    keeps = any(_has(state, buffer) for buffer in VELOCITIES) if state else "betas" in group or group.get("momentum")
+    if not keeps:
+        raise InputError(f"optimizer: {_no_velocity(optimizer, name)}")
+
+
+def _no_velocity(optimizer: torch.optim.Optimizer, name: str) -> str:
+    return (
+        f"Momentum() finds no velocity of {name} in {type(optimizer).__name__}; SGD and RMSprop with momentum, Adam "
+        "and its kin keep one of every parameter with a gradient; leave others out with exclude="
+    )
 
 
 def step_was_skipped(optimizer: torch.optim.Optimizer) -> bool:

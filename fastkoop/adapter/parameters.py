@@ -39,6 +39,16 @@ class Parameters:
         return self.all[0].device if self.all else torch.device("cpu")
 
     @property
+    def frozen(self) -> list[str]:
+        """Names of those that do not require grad by now."""
+        return [name for name, parameter in self.by_name.items() if not parameter.requires_grad]
+
+    @property
+    def trained(self) -> list[torch.Tensor]:
+        """Those that are not frozen."""
+        return [parameter for parameter in self.all if parameter.requires_grad]
+
+    @property
     def sharded(self) -> bool:
         """Whether ranks have parts of them."""
         return any(hasattr(parameter, "to_local") for parameter in self.all)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .buffers import Recording
+from .optimizer_state import Velocities
 from .parameters import Parameters
 from .ranks import Ranks, Spread
 from .recorder import Recorder
@@ -17,6 +18,7 @@ class Parts:
 
     spreads: how the blocks of every recording are spread over ranks; None where they are not.
     setup: the whole model's parameters and groups in words, which have to be alike on all ranks.
+    velocities: of the optimizer, where they are recorded.
     """
 
     parameters: Parameters
@@ -24,6 +26,7 @@ class Parts:
     spreads: list[Spread | None]
     ranks: Ranks | None
     setup: dict[str, str] = field(default_factory=dict)
+    velocities: Velocities | None = None
 
     @property
     def recordings(self) -> list[Recording]:

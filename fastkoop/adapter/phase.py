@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -13,22 +15,24 @@ from ..options import Options
 from ..partition import Group, Parameter, groups
 from . import pruning
 from . import state as states
+from .attachment import Attachment
 from .buffers import HALVES, Recording
 from .fits import Fits
+from .forecast import Forecasts, forecasts
 from .jump import Jump
 from .jump_options import JumpOptions
 from .limits import Limits
-from .optimizer_state import Rates, Velocities, parameters_of, step_was_skipped
+from .optimizer_state import Rates, Velocities
 from .parameters import Parameters
 from .parts import Parts
+from .presets import OptionValues, preset_candidates, preset_options
 from .ranks import Spread, exchange, localized, ranks_of, shard_of
 from .recorder import Recorder
 from .recording_plan import RecordingPlan
 from .report import JumpReport
 from .selection import unit_axis
 from .walker import Walker
-from .weight_copies import WeightCopies
-from .wrappers import raw_optimizer, without_prefixes, wrapped_optimizers
+from .wrappers import without_prefixes
 
 
 class KoopmanPhase:
@@ -48,10 +52,7 @@ class KoopmanPhase:
         partition: "weight", "quasi-node", "node", "layer", "network", or a mapping from name patterns to
             these, see `fastkoop.partition`.
         q: weights in a quasi-node.
-        cutoff, observables, stabilize, out_of_span: as `fastkoop.fit`. `Momentum()` records the attached optimizer's
-            velocities beside the weights: its buffers times the learning rate.
-        every: record each `every`-th optimizer step; predictions then move in multiples of it.
-        window: record the mean of the last `window` iterates; alone it implies every=window.
+        preset: "published", "noisy" or "smooth", see `fastkoop.adapter.presets`; what is given besides wins.
         capacity: snapshots to hold; when full the oldest give way. None grows as needed.
         include, exclude: name patterns (fnmatch) of parameters to take or to leave.
         storage_dtype: torch.float32 or torch.float64; torch.bfloat16 stores distances from the first snapshot, with an
@@ -60,6 +61,10 @@ class KoopmanPhase:
             while training goes on.
         process_group: ranks that train this model together; None finds DistributedDataParallel's, where `model` is the
             wrapper, and FSDP2's.
+        options: cutoff, observables, stabilize, out_of_span: as `fastkoop.fit`. `Momentum()` records the attached
+            optimizer's velocities beside the weights: its buffers times the learning rate. every=k records each k-th
+            optimizer step; predictions then move in multiples of k. window=k records the mean of the last k iterates;
+            alone it implies every=k.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected, what was found and the cure.
@@ -84,46 +89,42 @@ class KoopmanPhase:
         model: nn.Module,
         partition="node",
         q: int | None = None,
-        cutoff="array_api",
-        observables="identity",
-        stabilize=None,
-        every: int = 1,
-        window: int = 1,
+        *,
+        preset: str | None = None,
         capacity: int | None = None,
         include: str | Iterable[str] | None = None,
         exclude: str | Iterable[str] | None = None,
         storage_dtype: torch.dtype | None = None,
         storage_device=None,
-        out_of_span="drop",
         process_group=None,
+        **options: Unpack[OptionValues],
     ):
         if storage_dtype not in (None, torch.float32, torch.float64, *HALVES):
             raise checks.InputError(
                 f"storage_dtype: expected torch.float32, torch.float64 or torch.bfloat16, got {storage_dtype}"
             )
-        options = Options(cutoff, observables, stabilize, out_of_span, window, every)
+        settled = Options(**{**preset_options(preset), **options})
+        self._candidates = preset_candidates(preset)
         chosen = Parameters(model, include, exclude)
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._copies: WeightCopies | None = None  # of the parameters, in the optimizer
-        self._handle = None
-        self._velocities = Velocities() if options.observables.momentum else None
+        self._attachment: Attachment | None = None
+        velocities = Velocities() if settled.observables.momentum else None
         home = _home(storage_device, chosen.device)
         recordings, spreads = [], []
         whole = _groups(model, chosen, partition, q)
         for group, spread in _local(whole, chosen):
-            recordings.append(Recording(group, chosen.by_name, storage_dtype, home, self._velocities, spread))
+            recordings.append(Recording(group, chosen.by_name, storage_dtype, home, velocities, spread))
             spreads.append(spread)
-        recorder = Recorder(recordings, options.every, options.window, capacity)
+        recorder = Recorder(recordings, settled.every, settled.window, capacity)
         self.every, self.window, self.capacity = recorder.every, recorder.window, recorder.capacity
-        setup = _setup(whole, chosen, storage_dtype)
-        self.parts = Parts(chosen, recorder, spreads, ranks_of(model, chosen.all, process_group), setup)
-        self.fits = Fits(self.parts, options)
+        ranks, setup = ranks_of(model, chosen.all, process_group), _setup(whole, chosen, storage_dtype)
+        self.parts = Parts(chosen, recorder, spreads, ranks, setup, velocities)
+        self.fits = Fits(self.parts, settled)
         self._walker = Walker(self.parts, self.fits)
 
     def clear(self) -> None:
         """Forget every snapshot, operator and time; buffers are kept for the next recording."""
         self.parts.recorder.clear()
-        self.fits.seconds = 0.0
+        self.fits.seconds = self.fits.compile_seconds = 0.0
         self._forget()
 
     def _forget(self) -> None:
@@ -147,8 +148,8 @@ class KoopmanPhase:
         return self.parts.recorder.iterations
 
     @property
-    def position(self) -> int:
-        """Iterations past the newest snapshot that the parameters have been moved."""
+    def position(self) -> float:
+        """Iterations past the newest snapshot that the parameters have been moved; infinite at the limit."""
         return self._walker.position
 
     @property
@@ -180,58 +181,51 @@ class KoopmanPhase:
                 exchanges.append((how, size if self.capacity else None))
         return self.parts.recorder.plan(exchanges)
 
-    def attach(self, optimizer: torch.optim.Optimizer, wanted: Callable[[], bool] | None = None):
+    def attach(self, optimizer: torch.optim.Optimizer, after: Callable[[], None] | None = None):
         """Record after each `optimizer.step()`; returns the hook's handle, and `detach` removes it.
 
-        Steps that a GradScaler skipped are not recorded. An optimizer that a wrapper holds, as accelerate's does, is
-        attached to beneath it. wanted: asked after each step whether to record it.
+        A step is recorded once however `step` is wrapped, and not at all if a GradScaler skipped it; an optimizer that
+        a wrapper holds, as accelerate's does, is attached to beneath it. What is recorded
+        are the parameters at the end of the step: where the loop changes them afterwards, call `record` when it is
+        done, or let a `KoopmanSchedule` do so.
+
+        Args:
+            optimizer: of the model's parameters.
+            after: called after each step instead of `record`.
 
         Raises:
-            ValueError: attached already; or a given capacity does not fit the memory that is free.
+            ValueError: attached already; an optimizer of other parameters, or, for `Momentum()`, one without
+                velocities or with a learning rate of zero; a given capacity does not fit the memory that is free.
+            TypeError: no optimizer, or one that calls no hooks.
+
+        Warns:
+            RuntimeWarning: other optimizers train some of the parameters.
         """
         if self.attached:
             raise checks.InputError("attach: this phase is attached already; call detach() first")
-        holders = [*wrapped_optimizers(optimizer)]
-        optimizer = raw_optimizer(optimizer)
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if not any(id(parameter) in held for parameter in self.parts.parameters.all):
-            raise checks.InputError(
-                "optimizer: it holds none of the parameters that this phase records; make it with the model's"
-            )
-        if self.capacity and not self.parts.recorder.allocated:
-            self.parts.recorder.refuse_what_does_not_fit(self.capacity)
-        known = parameters_of(optimizer)
-        if self._velocities is not None:
-            self._velocities.follow(optimizer, self.parts.parameters.by_name)
-
-        @torch.compiler.disable  # recording is no part of a step that is compiled
-        def after_step(*_) -> None:
-            if step_was_skipped(optimizer):
-                return
-            if parameters_of(optimizer) != known:
-                self.parts.parameters.check()
-            if wanted is None or wanted():
-                self.record()
-
-        self._optimizer, self._copies = optimizer, WeightCopies(holders, self.parts.parameters.all)
-        self._handle = optimizer.register_step_post_hook(after_step)
-        return self._handle
+        attachment = Attachment(optimizer, self.parts.parameters, after or self.record, required=after is None)
+        try:
+            if self.capacity and not self.parts.recorder.allocated:
+                self.parts.recorder.refuse_what_does_not_fit(self.capacity)
+            if self.parts.velocities is not None:
+                self.parts.velocities.follow(attachment.optimizer, self.parts.parameters.by_name)
+            if after is None:
+                attachment.warn_of_others()
+        except BaseException:
+            attachment.remove()
+            raise
+        self._attachment = attachment
+        return attachment.handle
 
     @property
     def attached(self) -> bool:
-        """Whether this phase records after an optimizer's steps; not once the hook's handle has removed it."""
-        if self._handle is None:
-            return False
-        hooks = self._handle.hooks_dict_ref()
-        return hooks is None or self._handle.id in hooks
+        """Whether something is called after an optimizer's steps; not once the hook's handle has removed it."""
+        return self._attachment is not None and self._attachment.active
 
     def detach(self) -> None:
         """Stop recording after optimizer steps."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        if self._attachment is not None:
+            self._attachment.remove()
 
     def record(self) -> None:
         """Take note of the parameters after an optimizer step; operators fitted before are dropped.
@@ -312,8 +306,10 @@ class KoopmanPhase:
         ahead = checks.integer("ahead", ahead, least=1)
         self._walker.step(ahead)
 
-    def whole_steps(self, steps: int, name: str = "steps") -> int:
-        """`steps` if it is a number of optimizer iterations that this phase can move over."""
+    def whole_steps(self, steps: float, name: str = "steps") -> float:
+        """`steps` if it is a number of optimizer iterations that this phase can move over, or infinite."""
+        if isinstance(steps, float) and steps == math.inf:
+            return steps
         steps = checks.integer(name, steps, least=0)
         if steps % self.every:
             below = steps // self.every * self.every
@@ -323,12 +319,27 @@ class KoopmanPhase:
             )
         return steps
 
+    def forecast(self) -> Forecasts:
+        """Whether the operators can be expected to pay, told from the recording alone.
+
+        Operators are fitted to the first two thirds of the snapshots and predict the last one; their error, in units of
+        what moved meanwhile, is compared with the errors of staying, of the mean, of a line and of a secant. It pays
+        below half of the best of these and below 0.3. Recordings too short to split do not pay.
+
+        Returns:
+            A mapping of layer -> Forecast with the arrays `error`, `baseline` and `pays`, one entry a block, and
+            `overall`, the same three as plain numbers, of the layer's blocks together; its own `overall` is of all.
+        """
+        return forecasts(self.parts, self.fits, self.position)
+
     def jump(
         self,
-        steps: int,
+        steps: float,
         guard: Callable[[], float] | None = None,
-        horizon: str | None = None,
+        horizon: str | Sequence[float] | None = None,
         *,
+        candidates: Sequence[str] | None = None,
+        gate: str | None = None,
         limits: Limits | None = None,
         optimizer_state: str | float = "keep",
         schedulers: Iterable = (),
@@ -336,53 +347,91 @@ class KoopmanPhase:
     ) -> JumpReport:
         """Move the parameters `steps` optimizer iterations on at once, in place.
 
+        A jump begins at the newest snapshot; where the parameters were changed after they had been recorded, at their
+        own state, and the report says so. Frozen parameters, blocks of rank 0 that are not zero, and blocks without a
+        finite prediction stay as they are and are counted.
+
         Args:
-            steps: >= 0, a multiple of `every`.
+            steps: >= 0, a multiple of `every`; math.inf for the operators' limit, after which `step` needs a new
+                recording. Blocks that diverge or drift have none and stay.
             guard: returns a number, smaller is better; called before and after. If it got worse, or is not
-                finite, parameters and buffers are put back exactly as they were. Ranks take their mean.
-            horizon: "auto" tries 0, 1, 2, 4, ... recorded intervals and `steps`, all from one fit, and keeps the one
-                that the guard likes best, if better than now. 0 is the newest snapshot.
+                finite, parameters and buffers are put back exactly as they were. Ranks take their mean. Modules' modes
+                and the random generators are put back after every call.
+            horizon: what to try, all from one fit, keeping what the guard likes best, if better than now. "auto" tries
+                0, 1, 2, 4, ... recorded intervals and `steps`, and before the limit no more than 1024; a list is tried
+                as given. 0 is the newest snapshot.
+            candidates: where else a guarded jump may end: "koopman", "mean", the recording's mean, and "line", its
+                least-squares line; ("koopman",) by default, all three with a horizon and `preset="noisy"`.
+            gate: "forecast" moves only blocks whose end the operators would have predicted, see `forecast`, and none
+                if that does not hold of all together.
             limits: blocks beyond them keep their weights, see `Limits`.
-            optimizer_state: "keep", "reset" or a factor for the attached optimizer's velocities, see
+            optimizer_state: "keep", "reset", "predict" or a factor for the attached optimizer's velocities, see
                 `fastkoop.adapter.optimizer_state`.
             schedulers: learning-rate schedulers to step once for every iteration that the jump stands for; without
-                them they know nothing of it.
+                them they know nothing of it. Not with the limit.
             update_bn: batches, a list or a DataLoader, to recalibrate BatchNorm's statistics with after each move,
                 before the guard (`torch.optim.swa_utils.update_bn`); else they stay those of the weights before.
 
         Returns:
-            JumpReport. Blocks with a prediction that is not finite keep their value and are counted.
+            JumpReport, which says what won and what was held.
 
         Raises:
             ValueError, TypeError: naming the argument; or ranks disagree.
             RankError: another rank did not answer; the parameters are as they were.
         """
+        if candidates is None:
+            candidates = self._candidates if horizon is not None else ("koopman",)
         with self.fits.heard_by_all("jump"):
             steps = self.whole_steps(steps)
-            options = self.jump_options(guard, horizon, limits, optimizer_state, schedulers, update_bn)
-        rates = Rates(self._optimizer, options.schedulers, self._copies)
+            options = self.jump_options(
+                guard=guard, horizon=horizon, candidates=candidates, gate=gate, limits=limits,
+                optimizer_state=optimizer_state, schedulers=schedulers, update_bn=update_bn, steps=steps,
+            )  # fmt: skip
+            self._walker.check("jump")
+        copies = None if self._attachment is None else self._attachment.copies
+        rates = Rates(self._optimizer, options.schedulers, copies)
         return Jump(self.parts, self.fits, self._walker, rates, options).run(steps)
 
-    def jump_options(self, *arguments, **options) -> JumpOptions:
+    def jump_options(self, *, steps: float = 0, **options) -> JumpOptions:
         """The options of `jump`, checked; raises what `jump` would."""
-        checked = JumpOptions.of(*arguments, **options)
+        checked = JumpOptions.of(**options)
+        checked.reaches(steps, self.whole_steps)
+        if checked.predicts and self.parts.velocities is None:
+            raise checks.InputError(
+                'optimizer_state: "predict" moves the velocities that Momentum() records; make the phase with '
+                "observables=Momentum()"
+            )
         if checked.optimizer_state != "keep" and self._optimizer is None:
             raise checks.InputError(
                 f"optimizer_state: {checked.optimizer_state!r} needs the optimizer; call attach(optimizer) first"
             )
+        if checked.predicts:
+            self.parts.velocities.check_rates()
         return checked
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer | None:
+        """That was attached last, attached still or not."""
+        return None if self._attachment is None else self._attachment.optimizer
+
+    def release(self) -> None:
+        """Give the recording's memory back: snapshots, operators and the way back are forgotten."""
+        self.parts.recorder.release()
+        self._forget()
 
     def rollback(self) -> None:
         """Put the parameters back, bit for bit, as they were before the first `step` or `jump` since the recording.
 
         Buffers too, if that move had a guard or `update_bn`; what became of the optimizer's state stays.
         """
-        before = self.parts.parameters.save(buffers=False).parameters if self._copies is not None else []
-        if self._copies is not None:
-            self._copies.look()
+        copies = None if self._attachment is None else self._attachment.copies
+        if copies is None:
+            self._walker.back()
+            return
+        before = self.parts.parameters.save(buffers=False).parameters
+        copies.look()
         self._walker.back()
-        if self._copies is not None:
-            self._copies.follow(before)
+        copies.follow(before)
 
     def state_dict(self) -> dict:
         """Everything that a run needs to go on bit by bit: the snapshots, the window's sum, the walk, the way back.
@@ -404,10 +453,6 @@ class KoopmanPhase:
             ValueError: it is damaged, or of a phase with another setting, which is named; nothing has changed then.
         """
         states.restore(state, self.parts, self.fits, self._walker)
-
-    def __getstate__(self) -> dict:
-        """For copies and pickles: attached to nothing."""
-        return {**self.__dict__, "_handle": None}
 
 
 def _groups(model: nn.Module, chosen: Parameters, partition, q: int | None) -> list[Group]:

@@ -41,6 +41,18 @@ class Recorder:
         for recording in self.recordings:
             recording.forget()
 
+    def release(self) -> None:
+        """Forget every snapshot and give their memory back."""
+        self.begin_anew()
+        self.allocated = 0
+        for recording in self.recordings:
+            recording.release()
+
+    @property
+    def newest_is_last(self) -> bool:
+        """Whether the iterate that was seen last is in the newest snapshot, and not between two."""
+        return self.taken > 0 and self.iterations % self.every == 0
+
     @property
     def snapshots(self) -> int:
         """Snapshots that are held."""

@@ -23,8 +23,7 @@ def state_of(parts: Parts, fits: Fits, walker: Walker) -> dict:
     coordinates, departure = walk["coordinates"], walk["departure"]
     return sealed({
         "kind": KIND, "version": VERSION, "setting": described(parts, fits),
-        "recording": parts.recorder.state(), "fit_seconds": fits.seconds, "position": walk["position"],
-        "walked": walk["walked"],
+        "recording": parts.recorder.state(), "fit_seconds": fits.seconds, **walk,
         "coordinates": None if coordinates is None else [torch.as_tensor(y) for y in coordinates],
         "departure": None if departure is None else list(departure),
     })  # fmt: skip
@@ -96,4 +95,4 @@ def restore(state: dict, parts: Parts, fits: Fits, walker: Walker) -> None:
     if departure is not None:
         parameters, buffers = departure
         departure = Saved([p.clone() for p in parameters], buffers and [b.clone() for b in buffers])
-    walker.restore(contents["position"], contents["walked"], coordinates, departure)
+    walker.restore({**contents, "coordinates": coordinates, "departure": departure})

@@ -10,6 +10,7 @@ jumps, as an average across a jump is of neither stretch. Losses stand against g
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
@@ -163,10 +164,12 @@ def _schedule(side: str, config: Config, lengths: Lengths, problem, model, optim
         return Extrapolation(model, lengths.burn_in, lengths.record, lengths.rest, lengths.ahead)
     phase = KoopmanPhase(model, **config.phase_options, capacity=lengths.record // config.every)
     guard = None if config.horizon is None else lambda: problem.evaluate(model, "validation")[0]
-    return KoopmanSchedule(
-        phase, optimizer, burn_in=lengths.burn_in, record=lengths.record, jump=lengths.jump, rest=lengths.rest,
-        repeats=lengths.phases, guard=guard, horizon=config.horizon,
-    )  # fmt: skip
+    with warnings.catch_warnings():  # of jumps without guard and gate, which are what is measured
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return KoopmanSchedule(
+            phase, optimizer, burn_in=lengths.burn_in, record=lengths.record, jump=lengths.jump, rest=lengths.rest,
+            repeats=lengths.phases, guard=guard, gate=None, horizon=config.horizon,
+        )  # fmt: skip
 
 
 def _look(problem, model, courses, moving: Moving, gradients: int, seconds: float, averaged: float) -> None:

@@ -175,11 +175,14 @@ class TestObservables:
         phase = KoopmanPhase(model, observables=fk.Momentum())
         with pytest.raises(ValueError, match=r"Momentum\(\) reads the optimizer's velocities; call attach"):
             phase.record()
-        optimizer = torch.optim.Adadelta(model.parameters())
-        phase.attach(optimizer)
-        model(torch.ones(1, 3)).sum().backward()
-        with pytest.raises(ValueError, match=r"Momentum\(\) finds no velocity of weight in Adadelta"):
-            optimizer.step()
+        for other, match in (
+            (torch.optim.Adadelta(model.parameters()), "finds no velocity of weight in Adadelta"),
+            (torch.optim.SGD(model.parameters(), lr=0.1), "finds no velocity of weight in SGD"),
+            (torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9), "the learning rate of weight is 0"),
+        ):
+            with pytest.raises(ValueError, match=match):
+                phase.attach(other)
+            assert not phase.attached
 
     def test_too_few_snapshots_for_them(self):
         _, phase, _ = adam_recorded(3, observables=(fk.Delay(3), fk.Affine()))

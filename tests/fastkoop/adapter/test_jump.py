@@ -23,7 +23,7 @@ from trails import (  # noqa: E402
 
 import fastkoop as fk  # noqa: E402
 from fastkoop import cutoff as rules  # noqa: E402
-from fastkoop.adapter.jump import horizon_steps  # noqa: E402
+from fastkoop.adapter.candidates import horizon_steps  # noqa: E402
 from fastkoop.torch_adapter import KoopmanPhase  # noqa: E402
 
 
@@ -226,7 +226,7 @@ class TestHorizon:
             phase.jump(8, horizon="auto", guard=lambda: next(calls))
         assert same_bits(bits_of(model.parameters()), before) and phase.position == 0
 
-    @pytest.mark.parametrize(("horizon", "guard", "match"), [("all", lambda: 0.0, 'expected None or "auto"'),
+    @pytest.mark.parametrize(("horizon", "guard", "match"), [("all", lambda: 0.0, 'expected None, "auto" or a list'),
                                                              ("auto", None, "pass guard=")])  # fmt: skip
     def test_refusals(self, horizon, guard, match):
         _, phase, _ = adam_recorded(3)

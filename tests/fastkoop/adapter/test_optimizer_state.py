@@ -94,7 +94,7 @@ class TestOptimizerState:
     @pytest.mark.parametrize(
         ("options", "error", "match"),
         [
-            ({"optimizer_state": "forget"}, ValueError, 'expected "keep", "reset" or a factor'),
+            ({"optimizer_state": "forget"}, ValueError, 'expected "keep", "reset", "predict" or a factor'),
             ({"optimizer_state": 1.0}, ValueError, r"expected a factor in \(0, 1\), got 1.0"),
             ({"optimizer_state": True}, ValueError, "optimizer_state: expected"),
             ({"schedulers": [3]}, TypeError, "schedulers: expected learning-rate schedulers, got int"),

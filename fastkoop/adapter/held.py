@@ -1,0 +1,86 @@
+"""Which blocks a move leaves alone, and why: rank 0, limits, the forecast's gate, a limit that is infinite."""
+
+from __future__ import annotations
+
+import torch
+
+from .fits import Fits
+from .forecast import forecasts
+from .jump_options import JumpOptions
+from .parts import Parts
+
+RANK_0, FORECAST, DIVERGES, DRIFTS = "rank 0", "forecast", "diverges", "drifts"
+ON_THE_CIRCLE = 1e-8  # moduli so little above 1 count as 1
+
+Reasons = dict[str, torch.Tensor]  # bool per block of a batch
+
+
+class Holds:
+    """Why blocks stay where they are, whatever is predicted for them.
+
+    A gate lets a block move if its own forecast and that of all blocks together pay.
+    """
+
+    def __init__(self, parts: Parts, fits: Fits, options: JumpOptions):
+        self._parts, self._fits, self._options = parts, fits, options
+        self._known: dict[int, list[Reasons]] = {}
+        self._shut: list[torch.Tensor] | None = None
+
+    def shut(self, position: float) -> bool:
+        """Whether the gate holds every block."""
+        if self._options.gate is None:
+            return False
+        if self._shut is None:
+            told = forecasts(self._parts, self._fits, position)
+            self._shut = [torch.from_numpy(~layer.pays | (not told.overall.pays)) for layer in told.values()]
+        return all(bool(blocks.all()) for blocks in self._shut)
+
+    def of(self, i: int, operators: list) -> list[Reasons]:
+        """The reasons that hold blocks of group i, by batch."""
+        if i not in self._known:
+            self._known[i] = [self._reasons(op) for op in operators]
+            if self._shut is not None:
+                sizes = [op.rank.numel() for op in operators]
+                for op, reasons, shut in zip(operators, self._known[i], self._shut[i].split(sizes), strict=True):
+                    reasons[FORECAST] = shut.reshape(op.rank.shape).to(op.rank.device)
+        return [dict(reasons) for reasons in self._known[i]]
+
+    def _reasons(self, op) -> Reasons:
+        empty, limits = rank_zero(op), self._options.limits
+        reasons = {} if empty is None else {RANK_0: empty}
+        return reasons if limits is None else {**reasons, **limits.beyond(op)}
+
+
+def rank_zero(op) -> torch.Tensor | None:
+    """Bool per block: its cutoff dropped every singular value, though its weights are not zero; None if none is so.
+
+    Such an operator predicts zero, or the mean, of weights that it knows nothing about.
+    """
+    empty = op.rank == 0
+    if not bool(empty.any()):
+        return None
+    empty = empty & (op.predict(0, check_finite=False) != 0).any(dim=-1)
+    return empty if bool(empty.any()) else None
+
+
+def unbounded(op, state: torch.Tensor) -> Reasons:
+    """Blocks that have no limit: an eigenvalue beyond the unit circle, or a drift along one on it."""
+    infinite = ~state.isfinite().all(dim=-1)
+    if not bool(infinite.any()):
+        return {}
+    beyond = op.spectral_radius > 1 + ON_THE_CIRCLE
+    return {DIVERGES: infinite & beyond, DRIFTS: infinite & ~beyond}
+
+
+def any_of(reasons: Reasons) -> torch.Tensor | None:
+    """Bool per block: whether there is any reason; None where nothing is asked."""
+    return torch.stack(list(reasons.values())).any(dim=0) if reasons else None
+
+
+def counts(batches: list[Reasons]) -> dict[str, int]:
+    """Blocks by reason, over the batches of a group."""
+    totals: dict[str, int] = {}
+    for reasons in batches:
+        for name, blocks in reasons.items():
+            totals[name] = totals.get(name, 0) + int(blocks.sum())
+    return {name: count for name, count in totals.items() if count}
