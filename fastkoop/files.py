@@ -19,7 +19,7 @@ from .checks import InputError
 try:
     import fcntl
 except ImportError:  # Windows: what a killed run leaves there stays
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 
 def prepare_out(out: str) -> pathlib.Path:
