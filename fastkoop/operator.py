@@ -266,6 +266,32 @@ class KoopmanOperator(Reports):
         out = states.reshape(len(counts), *self._batch, self._n)
         return self._source.wrap(out[0] if single else self._xp.moveaxis(out, 0, -1))
 
+    @in_scope
+    def velocities(self, steps: int) -> Any:
+        """The velocities beside the weights that `predict` reads out of K^steps (w, v), with `Momentum()`.
+
+        Args:
+            steps: an integer >= 0.
+
+        Returns:
+            (..., n) of X's kind, dtype and device.
+
+        Raises:
+            ValueError: the operator observes no velocities.
+        """
+        steps, n = checks.integer("steps", steps, least=0), self._n
+        if not self.options.observables.momentum:
+            raise checks.InputError("velocities: the operator observes none; fit with observables=Momentum()")
+        rows, readout = self._X[..., n : 2 * n], self._readout
+        if not steps:
+            return self._source.wrap(self._xp.ascontiguousarray(rows[-1]))
+        coefficients = self.backend.evolve(self._factors, np.array([steps]))
+        if self._tall:
+            readout = readout._replace(snapshots=rows[len(rows) - len(readout.snapshots) :])
+        else:  # whose coefficients are the rows themselves
+            coefficients = self._xp.ascontiguousarray(coefficients[..., n : 2 * n])
+        return self._source.wrap(readout.states(coefficients).reshape(*self._batch, n))
+
     def _states(self, counts: np.ndarray):
         """States (k, B, n) at the given numbers of steps."""
         B = len(self._factors.rank)

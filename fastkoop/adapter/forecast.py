@@ -76,7 +76,7 @@ def _squares(fits: Fits, recording, spread, view) -> np.ndarray:
     least = fits.options.observables.observed.delay + 1 + fits.options.observables.observed.affine
     blocks = int(np.prod(view.shape[1:-1]))
     if first < max(2, least) or first == count:
-        return np.full((blocks, 5), np.nan)
+        return np.tile([np.inf, 1.0, 1.0, 1.0, 1.0], (blocks, 1))  # says no
     [op] = fits.fitted(recording, spread, [view[:first]])
     n = fits.options.observables.weights(view.shape[-1])
     predicted = op.predict(count - first, check_finite=False).reshape(blocks, -1).double().cpu().numpy()

@@ -24,25 +24,31 @@ class Holds:
     def __init__(self, parts: Parts, fits: Fits, options: JumpOptions):
         self._parts, self._fits, self._options = parts, fits, options
         self._known: dict[int, list[Reasons]] = {}
-        self._shut: list[torch.Tensor] | None = None
+        self._doubtful: list[torch.Tensor] | None = None
 
     def shut(self, position: float) -> bool:
-        """Whether the gate holds every block."""
-        if self._options.gate is None:
+        """Whether the forecast holds every block."""
+        limit = None if self._options.limits is None else self._options.limits.forecast
+        if self._options.gate is None and limit is None:
             return False
-        if self._shut is None:
+        if self._doubtful is None:
             told = forecasts(self._parts, self._fits, position)
-            self._shut = [torch.from_numpy(~layer.pays | (not told.overall.pays)) for layer in told.values()]
-        return all(bool(blocks.all()) for blocks in self._shut)
+            self._doubtful = [torch.zeros(len(layer.error), dtype=torch.bool) for layer in told.values()]
+            for doubtful, layer in zip(self._doubtful, told.values(), strict=True):
+                if self._options.gate is not None:
+                    doubtful |= torch.from_numpy(~layer.pays | (not told.overall.pays))
+                if limit is not None:
+                    doubtful |= torch.from_numpy(layer.error > limit)
+        return all(bool(blocks.all()) for blocks in self._doubtful)
 
     def of(self, i: int, operators: list) -> list[Reasons]:
         """The reasons that hold blocks of group i, by batch."""
         if i not in self._known:
             self._known[i] = [self._reasons(op) for op in operators]
-            if self._shut is not None:
+            if self._doubtful is not None:
                 sizes = [op.rank.numel() for op in operators]
-                for op, reasons, shut in zip(operators, self._known[i], self._shut[i].split(sizes), strict=True):
-                    reasons[FORECAST] = shut.reshape(op.rank.shape).to(op.rank.device)
+                for op, reasons, blocks in zip(operators, self._known[i], self._doubtful[i].split(sizes), strict=True):
+                    reasons[FORECAST] = blocks.reshape(op.rank.shape).to(op.rank.device)
         return [dict(reasons) for reasons in self._known[i]]
 
     def _reasons(self, op) -> Reasons:

@@ -19,17 +19,19 @@ class Limits:
         residual: largest `KoopmanOperator.residual`; 1 is as wrong as predicting no change.
         holdout: largest `KoopmanOperator.holdout`, on the same scale; costs a second fit.
         spectral_radius: largest modulus of an eigenvalue.
+        forecast: largest error of the block's forecast, see `KoopmanPhase.forecast`; costs a second fit, too.
 
     None, the default of each, is no bound. NaN is within every bound: nothing moved and nothing was missed, or two
     snapshots leave none to hold out.
 
     >>> Limits(holdout=1.0)
-    Limits(residual=None, holdout=1.0, spectral_radius=None)
+    Limits(residual=None, holdout=1.0, spectral_radius=None, forecast=None)
     """
 
     residual: float | None = None
     holdout: float | None = None
     spectral_radius: float | None = None
+    forecast: float | None = None
 
     def __post_init__(self):
         for name, value in self.bounds.items():
@@ -45,5 +47,5 @@ class Limits:
         return {name: value for name, value in values.items() if value is not None}
 
     def beyond(self, op: KoopmanOperator) -> dict[str, torch.Tensor]:
-        """A bool per block for every bound that is set: whether the block is beyond it."""
-        return {name: getattr(op, name) > bound for name, bound in self.bounds.items()}
+        """A bool per block for every bound on its operator: whether the block is beyond it."""
+        return {name: getattr(op, name) > bound for name, bound in self.bounds.items() if name != "forecast"}

@@ -105,6 +105,7 @@ class KoopmanPhase:
             )
         settled = Options(**{**preset_options(preset), **options})
         self._candidates = preset_candidates(preset)
+        _refuse_if_all_are_frozen(model)
         chosen = Parameters(model, include, exclude)
         self._attachment: Attachment | None = None
         velocities = Velocities() if settled.observables.momentum else None
@@ -453,6 +454,15 @@ class KoopmanPhase:
             ValueError: it is damaged, or of a phase with another setting, which is named; nothing has changed then.
         """
         states.restore(state, self.parts, self.fits, self._walker)
+
+
+def _refuse_if_all_are_frozen(model: nn.Module) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    if names and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise checks.InputError(
+            f"model: all {len(names)} parameters are frozen ({names[0]}, ...), so the model has no parameters to "
+            "record; call requires_grad_(True) on those that are trained"
+        )
 
 
 def _groups(model: nn.Module, chosen: Parameters, partition, q: int | None) -> list[Group]:

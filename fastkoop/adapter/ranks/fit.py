@@ -117,6 +117,10 @@ class Gathered:
         """This rank's weights of the states."""
         return self._operator.predict(steps, check_finite=check_finite)[..., self._columns]
 
+    def velocities(self, steps: int) -> torch.Tensor:
+        """This rank's velocities."""
+        return self._operator.velocities(steps)[..., self._columns]
+
     def walk(self, *, check_finite=None):
         """A walk along them."""
         return _Walk(self._operator.walk(check_finite=check_finite), self._columns)

@@ -1,5 +1,6 @@
 """The optimizer's state across a jump: kept, reset, decayed, or put back."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -7,7 +8,8 @@ nn = torch.nn
 
 from trails import adam_recorded, bits_of, same_bits  # noqa: E402
 
-from fastkoop.torch_adapter import KoopmanPhase  # noqa: E402
+import fastkoop as fk  # noqa: E402
+from fastkoop.torch_adapter import KoopmanPhase, Limits  # noqa: E402
 
 PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD([torch.zeros(1)], lr=0.1))
 
@@ -160,3 +162,110 @@ class TestOptimizerState:
             optimizer.step(closure)
         phase.jump(1, optimizer_state="reset")
         assert not optimizer.state
+
+
+def quadratic(kind, partition="network", **options):
+    """Full-batch regression, whose weights and velocities follow a linear map, recorded over 30 steps."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2, bias=False).double()
+    x, target = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, 2, dtype=torch.float64)
+    if kind == "SGD":
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.8)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+
+    def train():
+        optimizer.zero_grad()
+        (model(x) - target).square().mean().backward()
+        optimizer.step()
+
+    usual = {"observables": (fk.Affine(), fk.Momentum()), "cutoff": 1e-11}
+    phase = KoopmanPhase(model, partition, **{**usual, **options})
+    phase.attach(optimizer)
+    for _ in range(30):
+        train()
+    phase.detach()
+    return model, optimizer, phase, train
+
+
+class TestPredict:
+    @pytest.mark.parametrize("partition", ["node", "layer", "network"])
+    @pytest.mark.parametrize("horizon", [None, [40]])
+    def test_training_goes_on_as_if_it_had_been_there(self, partition, horizon):
+        model, optimizer, phase, train = quadratic("SGD", partition)
+        start, buffer = model.weight.detach().clone(), optimizer.state[model.weight]["momentum_buffer"].clone()
+        for _ in range(40):
+            train()
+        there, velocity = model.weight.detach().clone(), optimizer.state[model.weight]["momentum_buffer"].clone()
+        train()
+        after = model.weight.detach().clone()
+        with torch.no_grad():
+            model.weight.copy_(start)
+            optimizer.state[model.weight]["momentum_buffer"].copy_(buffer)
+        values = iter([1.0, 0.5])
+        guard = None if horizon is None else lambda: next(values)
+        phase.jump(40, optimizer_state="predict", horizon=horizon, guard=guard)
+        moved = optimizer.state[model.weight]["momentum_buffer"]
+        torch.testing.assert_close(model.weight.detach(), there, rtol=0, atol=1e-8)
+        torch.testing.assert_close(moved, velocity, rtol=0, atol=1e-7)
+        assert (moved - buffer).abs().max() > 10 * (moved - velocity).abs().max()
+        train()
+        torch.testing.assert_close(model.weight.detach(), after, rtol=0, atol=1e-8)
+
+    def test_adams_first_moments(self):
+        model, optimizer, phase, _ = quadratic("Adam", cutoff=1e-3)
+        [op] = phase.operators()["network"]
+        expected = op.velocities(4).reshape(2, 3) / 0.02
+        second = optimizer.state[model.weight]["exp_avg_sq"].clone()
+        phase.jump(4, optimizer_state="predict")
+        torch.testing.assert_close(optimizer.state[model.weight]["exp_avg"], expected)
+        assert torch.equal(optimizer.state[model.weight]["exp_avg_sq"], second)
+
+    @pytest.mark.parametrize("candidate", ["mean", "line"])
+    def test_at_the_mean_and_on_the_line_nothing_moves(self, candidate):
+        model, optimizer, phase, _ = quadratic("SGD")
+        values = iter([1.0, 0.5])
+        report = phase.jump(4, guard=lambda: next(values), candidates=(candidate,), optimizer_state="predict")
+        assert report.candidate == candidate
+        assert not optimizer.state[model.weight]["momentum_buffer"].any()
+
+    def test_blocks_that_stay_keep_their_velocities(self):
+        model, optimizer, phase, _ = quadratic("SGD", "node")
+        radii = torch.cat([op.residual for ops in phase.operators().values() for op in ops])
+        before, buffer = model.weight.detach().clone(), optimizer.state[model.weight]["momentum_buffer"].clone()
+        bound = float(radii.mean())
+        report = phase.jump(9, limits=Limits(residual=bound), optimizer_state="predict")
+        assert report.held == {"residual": 1}
+        stayed, now = radii > bound, optimizer.state[model.weight]["momentum_buffer"]
+        assert torch.equal((model.weight == before).all(dim=1), stayed)
+        assert torch.equal((now == buffer).all(dim=1), stayed)
+
+    def test_a_jump_that_went_back_leaves_them(self):
+        model, optimizer, phase, _ = quadratic("SGD")
+        buffer, values = optimizer.state[model.weight]["momentum_buffer"].clone(), iter([1.0, 2.0])
+        assert phase.jump(9, guard=lambda: next(values), optimizer_state="predict").rolled_back
+        assert torch.equal(optimizer.state[model.weight]["momentum_buffer"], buffer)
+
+    def test_refusals(self):
+        _, phase, _ = adam_recorded(4)
+        with pytest.raises(ValueError, match=r'"predict" moves the velocities that Momentum\(\) records'):
+            phase.jump(1, optimizer_state="predict")
+        model, optimizer, phase, _ = quadratic("SGD")
+        optimizer.param_groups[0]["lr"] = 0.0
+        before = model.weight.detach().clone()
+        with pytest.raises(ValueError, match='"predict" divides by the learning rate, which is 0 for weight'):
+            phase.jump(1, optimizer_state="predict")
+        assert torch.equal(model.weight, before)
+        op = fk.fit(np.ones((2, 3)))
+        with pytest.raises(ValueError, match="velocities: the operator observes none"):
+            op.velocities(1)
+
+    @pytest.mark.parametrize("wide", [False, True])
+    @pytest.mark.parametrize("extra", [(), (fk.Affine(),), (fk.Delay(2),)])
+    def test_velocities_are_the_other_half_of_the_state(self, rng, wide, extra):
+        n, count = (2, 13) if wide else (9, 6)
+        X = rng.normal(size=(3, 2 * n, count)).cumsum(axis=-1)
+        op = fk.fit(X, observables=(fk.Momentum(), *extra), cutoff=1e-6)
+        turned = fk.fit(np.concatenate([X[:, n:], X[:, :n]], axis=1), observables=(fk.Momentum(), *extra), cutoff=1e-6)
+        for steps in (0, 1, 3):
+            np.testing.assert_allclose(op.velocities(steps), turned.predict(steps), rtol=1e-6, atol=1e-8)

@@ -255,9 +255,32 @@ def test_replaced_parameters_are_noticed(replace):
         phase.jump(1)
 
 
+@pytest.mark.parametrize(("partition", "q"), GRANULARITIES, ids=[g for g, _ in GRANULARITIES])
+@pytest.mark.parametrize("include", [None, "2.*"])
+def test_what_is_frozen_by_the_time_of_a_move_stays(partition, q, include):
+    """Though its blocks have other weights that move."""
+    model, phase, _ = recorded(8, partition=partition, q=q, include=include)
+    model[2].weight.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    report = phase.jump(3)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    trained = set(before) - {"2.weight"} if include is None else {"2.bias"}
+    assert moved == trained and report.frozen == ["2.weight"] and "frozen, and not moved: 2.weight" in str(report)
+    jumped = bits(model)
+    phase.rollback()
+    for _ in range(3):
+        phase.step()
+    assert torch.equal(model[2].weight, before["2.weight"]) and not torch.equal(model[2].bias, before["2.bias"])
+    model[2].weight.requires_grad_(True)
+    phase.rollback()
+    phase.jump(3)
+    assert not torch.equal(model[2].weight, before["2.weight"]) and not same_bits(bits(model), jumped)
+
+
 def test_frozen_model():
-    with pytest.raises(ValueError, match="the model has no parameters to record"):
-        KoopmanPhase(net().requires_grad_(False))
+    for options in ({}, {"include": "0.*"}):
+        with pytest.raises(ValueError, match=r"all 6 parameters are frozen \(0.weight, .*has no parameters to record"):
+            KoopmanPhase(net().requires_grad_(False), **options)
 
 
 def test_exclude_may_name_frozen_parameters():

@@ -1,5 +1,10 @@
 """Reports: what operators are, in plain words and numbers."""
 
+import copy
+import io
+import json
+import math
+import pickle
 import time
 
 import numpy as np
@@ -8,11 +13,12 @@ import pytest
 torch = pytest.importorskip("torch")
 nn = torch.nn
 
-from trails import mlp_rows, recorded, trained  # noqa: E402
+from trails import bits, mlp_rows, recorded, same_bits, trained  # noqa: E402
 
+import fastkoop as fk  # noqa: E402
 from fastkoop import cutoff as rules  # noqa: E402
 from fastkoop.kernels import reference  # noqa: E402
-from fastkoop.torch_adapter import KoopmanPhase, LayerReport  # noqa: E402
+from fastkoop.torch_adapter import JumpReport, KoopmanPhase, LayerReport  # noqa: E402
 
 
 def test_report_says_what_the_operators_are():
@@ -86,3 +92,77 @@ def test_reports_of_any_number_of_blocks(monkeypatch):
     monkeypatch.setattr(torch, "quantile", refuse)
     monkeypatch.setattr(torch.Tensor, "quantile", refuse)
     assert phase.jump(2).layers[0].rank == (1, 1.0, 1)
+
+
+# Plain numbers, copies
+
+
+def jumped(**options):
+    model, phase, _ = recorded(9, **options)
+    return model, phase, phase.jump(3, guard=lambda: 1.0, horizon=[0, 1, 3], candidates=("koopman", "mean"))
+
+
+def test_as_plain_numbers():
+    _, _, report = jumped()
+    told = report.as_dict()
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert [layer["name"] for layer in told["layers"]] == ["0", "2", "4"]
+    assert told["layers"][0]["rank"] == list(report.layers[0].rank)
+    assert told["tried"] == [[0, 1.0], [1, 1.0], [3, 1.0]] and told["others"] == [["mean", 0, 1.0]]
+    assert (told["rolled_back"], told["candidate"], told["limit"]) == (True, "none", False)
+
+
+def test_what_is_not_finite_is_none():
+    report = JumpReport(math.inf, 0.1, [], before=np.float64("nan"), after=torch.tensor(2.0))
+    told = report.as_dict()
+    assert (told["steps"], told["limit"], told["before"], told["after"]) == (None, True, None, 2.0)
+    assert str(report).startswith("jump to the limit")
+
+
+@pytest.mark.parametrize("storage", [None, torch.bfloat16])
+@pytest.mark.parametrize("way", ["copy", "pickle", "torch.save"])
+def test_copies_predict_the_same_bits(way, storage):
+    """Of a phase after a jump and in mid-walk, and of the jump's report."""
+    model, phase, report = jumped(storage_dtype=storage)
+    phase.step()
+    phase.detach()
+    if way == "copy":
+        other_model, other, told = copy.deepcopy((model, phase, report))
+    elif way == "pickle":
+        other_model, other, told = pickle.loads(pickle.dumps((model, phase, report)))
+    else:
+        file = io.BytesIO()
+        torch.save((model, phase, report), file)
+        file.seek(0)
+        other_model, other, told = torch.load(file, weights_only=False)
+    assert told.as_dict() == report.as_dict()
+    for _ in range(2):
+        phase.step()
+        other.step()
+        assert same_bits(bits(model), bits(other_model))
+    other.jump(4)
+    assert not same_bits(bits(model), bits(other_model))  # they share no memory
+    phase.jump(4)
+    assert same_bits(bits(model), bits(other_model))
+    if storage is None:
+        [op], [twin] = report.layers[0].operators, told.layers[0].operators
+        assert torch.equal(op.predict(5), twin.predict(5))
+
+
+def test_compiling_is_told_apart(monkeypatch):
+    """The clock of a jump stands still while kernels compile."""
+    from numba.core import event
+
+    fit = fk.fit
+
+    def slowly(*arguments, **options):
+        with event.trigger_event("numba:compile"):
+            time.sleep(0.2)
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr("fastkoop.adapter.fits.fit", slowly)
+    _, phase, _ = recorded(6, partition="network")
+    report = phase.jump(2)
+    assert report.compile_seconds >= 0.2 and phase.fits.compile_seconds >= 0.2
+    assert report.seconds < 0.2 and phase.fit_seconds < 0.2
+    assert "s of compiling" in str(report)
