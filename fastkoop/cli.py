@@ -1,4 +1,4 @@
-"""The command line: fastkoop compare | profile | info.
+"""The command line: fastkoop compare | sweep | phases | report | profile | info.
 
 Errors are one sentence; exit 0 done, 2 bad input, 1 anything else.
 """
@@ -6,27 +6,21 @@ Errors are one sentence; exit 0 done, 2 bad input, 1 anything else.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
-import os
-import pathlib
 import signal
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from .checks import InputError, integer
-from .cutoff import Energy, Rank
-from .observables import Affine, Delay, Momentum
+from .options import parse
 
 try:
     import typer
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Table
+
+    from .console import console, one_sentence, progress, say
 except ImportError as missing:  # a core-only installation
     sys.exit(f'fastkoop: the command line needs {missing.name}; pip install "fastkoop[mnist]"')
-
-OF_A_PHASE = ("cutoff", "stabilize", "observables", "window", "out_of_span", "every")
 
 app = typer.Typer(
     name="fastkoop",
@@ -34,292 +28,284 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain text: brackets in help and errors are brackets, and any encoding can say it
 )
-REFRESH_SECONDS = 0.1
+OF_A_PHASE = ("cutoff", "observables", "stabilize", "out_of_span", "window", "every")
+GRID_NAMES = ("partition", "cutoff", "stabilize", "window", "observables", "out_of_span")
 
-
-@contextlib.contextmanager
-def one_sentence():
-    """Turn exceptions into one sentence on standard error and an exit code; FASTKOOP_TRACEBACK=1 keeps them."""
-    try:
-        yield
-    except (typer.Exit, typer.Abort):
-        raise
-    except (Exception, KeyboardInterrupt) as error:
-        if os.environ.get("FASTKOOP_TRACEBACK") == "1":
-            raise
-        if isinstance(error, KeyboardInterrupt):
-            text = str(error) or "interrupted"
-        elif isinstance(error, ImportError):
-            text = f'{error.name or error} is not installed; pip install "fastkoop[mnist]"'
-        elif isinstance(error, (InputError, TypeError)):
-            text = str(error)
-        else:
-            text = f"{type(error).__name__}: {error} (FASTKOOP_TRACEBACK=1 shows where)"
-        print(f"fastkoop: {' '.join(text.split())}", file=sys.stderr)
-        raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
-
-
-def parse_cutoff(text: str):
-    """A cutoff as written on the command line: a name, a number, rank:K or energy:SHARE."""
-    kind, _, value = text.partition(":")
-    try:
-        if kind == "rank" and value:
-            return Rank(int(value))
-        if kind == "energy" and value:
-            return Energy(float(value))
-        return float(text)
-    except InputError:
-        raise
-    except ValueError:
-        return text  # a name, checked where names are known
-
-
-def parse_stabilize(text: str):
-    """A stabilisation as written on the command line: none, clip or a radius."""
-    if text == "none":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def parse_observables(text: str):
-    """Observables as written on the command line: identity, or affine, delay:D and momentum with commas between."""
-    found = []
-    for part in text.split(","):
-        kind, _, value = part.strip().partition(":")
-        if kind == "delay" and value.isdigit():
-            found.append(Delay(int(value)))
-        elif kind in ("affine", "momentum") and not value:
-            found.append(Affine() if kind == "affine" else Momentum())
-        else:
-            return text  # identity, or what is refused where observables are known
-    return tuple(found)
+Problem = Annotated[str | None, typer.Option(
+    "--problem", "--dataset",
+    help="digits, softmax, mnist, oscillator, FILE.py:NAME or MODULE:NAME. Without any option: digits, then softmax.",
+)]  # fmt: skip
+DataDir = Annotated[
+    str | None, typer.Option(help="Folder with the MNIST IDX files; else $FASTKOOP_DATA_DIR, cache, download.")
+]
+Partition = Annotated[str | None, typer.Option(help="weight, quasi-node, node, layer or network.")]
+Q = Annotated[int | None, typer.Option(help="Weights in a quasi-node.")]
+T1 = Annotated[str | None, typer.Option("--t1", help="Epochs before recording; or iterations, as 500it.")]
+T2 = Annotated[str | None, typer.Option("--t2", help="Epoch that recording ends at; or iterations.")]
+T = Annotated[str | None, typer.Option("--T", help="Epochs both sides then run for; or iterations.")]
+Optimizer = Annotated[str | None, typer.Option(help="adadelta, adam, adagrad, sgd or momentum; else the problem's.")]
+Lr = Annotated[float | None, typer.Option(help="Learning rate; the optimizer's usual one if not given.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images in a mini-batch (64).")]
+Cutoff = Annotated[
+    str | None, typer.Option(help="array_api, matlab, numpy, jax, svht, a number, rank:K or energy:SHARE.")
+]
+Stabilize = Annotated[
+    str | None, typer.Option(help="none, clip, a radius that eigenvalues are clipped to, or project.")
+]
+Observables = Annotated[
+    str | None, typer.Option(help="identity, or of affine, delay:D, momentum, several with commas between.")
+]
+Window = Annotated[int | None, typer.Option(help="Record means of WINDOW iterates instead of single ones.")]
+OutOfSpan = Annotated[str | None, typer.Option(help="drop or carry what the snapshots do not span.")]
+Every = Annotated[int | None, typer.Option(help="Record each EVERY-th iteration.")]
+Preset = Annotated[
+    str | None, typer.Option(help="published, noisy or smooth: the phase's options that are not given one by one.")
+]
+Horizon = Annotated[
+    str | None, typer.Option(help="auto: jump as far as validation images like best; else the whole phase.")
+]
+Validation = Annotated[int | None, typer.Option(help="Images taken out of the training set to choose by.")]
+Seeds = Annotated[int | None, typer.Option(help="Run seeds 0 .. SEEDS-1.")]
+EvalEvery = Annotated[
+    int | None, typer.Option(help="Evaluate each EVAL_EVERY-th iteration; with --every, where both fall.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
+Grid = Annotated[
+    str | None, typer.Option(help="partition=node,layer;cutoff=jax,1e-2;stabilize=none,clip;window=1,10 ...")
+]
+Rest = Annotated[int | None, typer.Option(help="Epochs to train on after each phase.")]
+Line = Annotated[
+    float | None, typer.Option(help="A third run whose jumps go LINE epochs along the line through its recording.")
+]
+Old = {"hidden": True}
 
 
 def parse_grid(text: str) -> dict:
-    """A sweep's grid as written on the command line, name=value,value;name=... ; delays need no comma inside."""
-    readers = {
-        "partition": str, "cutoff": parse_cutoff, "stabilize": parse_stabilize, "window": int,
-        "observables": lambda value: parse_observables(value.replace("+", ",")), "out_of_span": str,
-    }  # fmt: skip
-    found = {}
+    """A sweep's grid as written on the command line, name=value,value;name=... ; observables are joined by +."""
+    grid = {}
     for part in filter(None, text.split(";")):
         name, _, values = part.strip().partition("=")
-        if name not in readers or not values:
+        if name not in GRID_NAMES or not values:
             raise InputError(
-                f"grid: expected NAME=VALUE,VALUE with names of {', '.join(readers)}, and ; between, got {part!r}"
+                f"grid: expected NAME=VALUE,VALUE with names of {', '.join(GRID_NAMES)}, and ; between, got {part!r}"
             )
-        try:
-            found[name] = [readers[name](value.strip()) for value in values.split(",")]
-        except ValueError as error:
-            raise InputError(f"grid: {name}: {error}") from None
-    return found
+        read = str.strip if name == "partition" else lambda value, name=name: parse(name, value)
+        grid[name] = [read(value) for value in values.split(",")]
+    return grid
+
+
+def bare(error_code: int) -> typer.Exit:
+    """The exception that ends the process with a code."""
+    return typer.Exit(error_code)
+
+
+def sentences():
+    """Errors of a command as one sentence."""
+    return one_sentence(bare, (typer.Exit, typer.Abort))
+
+
+def _config(options: dict[str, Any], out: str):
+    """The options that were given, as a checked config; what is None was not."""
+    from .experiments.config import Config
+
+    given = {name: value for name, value in options.items() if value is not None}
+    chosen = {name: _parsed(name, given.pop(name)) for name in OF_A_PHASE if name in given}
+    return Config(**given, out=out, chosen=chosen).checked()
+
+
+def _parsed(name: str, value):
+    return parse(name, value) if isinstance(value, str) else value
 
 
 @app.command()
 def compare(
-    dataset: Annotated[
-        str, typer.Option(help="digits (bundled with scikit-learn), mnist, or oscillator, whose iterations are epochs.")
-    ] = "digits",
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder with the MNIST IDX files; else $FASTKOOP_DATA_DIR, cache, download.")
-    ] = None,
-    partition: Annotated[str, typer.Option(help="weight, quasi-node, node, layer or network.")] = "node",
-    q: Annotated[int | None, typer.Option(help="Weights in a quasi-node.")] = None,
-    t1: Annotated[
-        int | None, typer.Option("--t1", help="Epochs before recording (mnist 3, digits 10, oscillator 35000).")
-    ] = None,
-    t2: Annotated[
-        int | None, typer.Option("--t2", help="Epoch that recording ends at (mnist 5, digits 30, oscillator 45000).")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--T", help="Epochs both sides then run for (mnist 1, digits 20, oscillator 2500).")
-    ] = None,
-    optimizer: Annotated[str, typer.Option(help="adadelta, adam, adagrad, sgd or momentum.")] = "adadelta",
-    lr: Annotated[float | None, typer.Option(help="Learning rate; the optimizer's usual one if not given.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in a mini-batch (64).")] = None,
-    cutoff: Annotated[
-        str, typer.Option(help="array_api, matlab, numpy, jax, svht, a number, rank:K or energy:SHARE.")
-    ] = "array_api",
-    stabilize: Annotated[
-        str, typer.Option(help="none, clip, a radius that eigenvalues are clipped to, or project.")
-    ] = "none",
-    observables: Annotated[
-        str, typer.Option(help="identity, or of affine, delay:D, momentum, several with commas between.")
-    ] = "identity",
-    window: Annotated[int, typer.Option(help="Record means of WINDOW iterates instead of single ones.")] = 1,
-    out_of_span: Annotated[str, typer.Option(help="drop or carry what the snapshots do not span.")] = "drop",
-    horizon: Annotated[
-        str | None, typer.Option(help="auto: jump as far as validation images like best; else the whole phase.")
-    ] = None,
-    recommended: Annotated[
-        bool,
-        typer.Option("--recommended", help="The cutoff, observables, stabilization and window chosen on validation."),
-    ] = False,
-    validation: Annotated[int, typer.Option(help="Images taken out of the training set to choose by.")] = 0,
-    every: Annotated[int, typer.Option(help="Record each EVERY-th iteration.")] = 1,
-    seeds: Annotated[int, typer.Option(help="Run seeds 0 .. SEEDS-1.")] = 1,
-    eval_every: Annotated[
-        int, typer.Option(help="Evaluate on the test set each EVAL_EVERY-th iteration; with --every, where both fall.")
-    ] = 1,
-    device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
-    out: Annotated[str, typer.Option(help="Folder for results.json and the figures.")] = "fastkoop-compare",
-    phases: Annotated[
-        int, typer.Option(help="A whole run with PHASES of record (t2 - t1), jump (T) and rest, against no jumps.")
-    ] = 0,
-    rest: Annotated[int, typer.Option(help="Epochs to train on after each of several phases.")] = 0,
-    line: Annotated[
-        float | None,
-        typer.Option(help="With phases, a third run whose jumps go LINE epochs along the line through its recording."),
-    ] = None,
-    sweep: Annotated[
-        bool, typer.Option("--sweep", help="Try many settings on the same recordings; goes on where it stopped.")
-    ] = False,
-    grid: Annotated[
-        str, typer.Option(help="Of a sweep: partition=node,layer;cutoff=jax,1e-2;stabilize=none,clip;window=1,10 ...")
-    ] = "",
-) -> None:
+    problem: Problem = None, data_dir: DataDir = None, partition: Partition = None, q: Q = None, t1: T1 = None,
+    t2: T2 = None, epochs: T = None, optimizer: Optimizer = None, lr: Lr = None, batch_size: BatchSize = None,
+    preset: Preset = None, cutoff: Cutoff = None, stabilize: Stabilize = None, observables: Observables = None,
+    window: Window = None, out_of_span: OutOfSpan = None, every: Every = None, horizon: Horizon = None,
+    validation: Validation = None, seeds: Seeds = None, eval_every: EvalEvery = None, device: Device = None,
+    budget: Annotated[float | None, typer.Option(help="Seconds it may take; epochs and evaluations shrink.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and train nothing.")] = False,
+    details: Annotated[bool, typer.Option("--details", help="Print every baseline, all costs and words.")] = False,
+    out: Annotated[str, typer.Option(help="Folder for results.json, report.html and figures.")] = "fastkoop-compare",
+    recommended: Annotated[bool, typer.Option("--recommended", **Old)] = False,
+    sweep_old: Annotated[bool, typer.Option("--sweep", **Old)] = False,
+    grid: Annotated[str | None, typer.Option(**Old)] = None,
+    phases_old: Annotated[int | None, typer.Option("--phases", **Old)] = None,
+    rest: Annotated[int | None, typer.Option(**Old)] = None,
+    line: Annotated[float | None, typer.Option(**Old)] = None,
+) -> None:  # fmt: skip
     """Train, record, then run the optimizer and the Koopman operator side by side."""
-    with one_sentence():
-        options = dict(locals())
-        for name in ("sweep", "grid", "phases", "rest", "line"):
-            del options[name]
-        options.update(T=options.pop("epochs"), cutoff=parse_cutoff(cutoff), stabilize=parse_stabilize(stabilize))
-        options.update(observables=parse_observables(observables))
-        if grid and not sweep:
-            raise InputError("grid: settings for --sweep, which was not asked for")
-        if sweep and phases:
-            raise InputError("phases: a sweep tries settings of one phase; leave --phases or --sweep out")
-        if recommended:
-            _refuse(options, OF_A_PHASE, "--recommended chooses it")
-        if sweep:
-            _refuse(options, ("recommended", *OF_A_PHASE, "partition", "horizon", "eval_every"),
-                    "a sweep tries settings of its --grid, at the ends of phases")  # fmt: skip
-        if phases:
-            _refuse(options, ("eval_every",), "several phases are looked at eight times an epoch")
-        if rest and not phases:
-            raise InputError("rest: epochs after each of several phases; pass --phases")
-        if line is not None and not (phases and math.isfinite(line) and line >= 0):
-            raise InputError(f"line: expected epochs >= 0 of the null model's jumps, with --phases, got {line}")
-        if sweep:
-            _sweep(options, parse_grid(grid))
-            return
-        if phases:
-            _phases(options, integer("phases", phases, least=1), integer("rest", rest, least=0), line)
-            return
-        _compare(options)
+    options = dict(locals())
+    with sentences():
+        old = {name: options.pop(name) for name in ("sweep_old", "grid", "phases_old", "rest", "line", "recommended")}
+        settings = {name: options.pop(name) for name in ("out", "details", "dry_run")}
+        options["T"] = options.pop("epochs")
+        if old["recommended"]:
+            _warn("--recommended", "--preset noisy")
+            if options["preset"] not in (None, "noisy"):
+                raise InputError(f"recommended: it is --preset noisy, got --preset {options['preset']} beside it")
+            options["preset"] = "noisy"
+        if not _former(options, old, settings["out"]):
+            _compare(options, **settings)
 
 
-def _refuse(options: dict, names: tuple[str, ...], why: str) -> None:
-    """Refuse options that would not be looked at."""
-    usual = {name: parameter.default for name, parameter in inspect.signature(compare).parameters.items()}
-    usual.update(stabilize=None)
-    for name in names:
-        if options[name] != usual[name]:
-            raise InputError(f"{name}: {why}; leave --{name.replace('_', '-')} out")
+def _former(options: dict, old: dict, out: str) -> bool:
+    """The jobs that were options of compare, under a warning; whether there was one to do."""
+    sweeping, phases = old["sweep_old"], old["phases_old"]
+    if old["grid"] is not None and not sweeping:
+        raise InputError("grid: settings for --sweep, which was not asked for")
+    if sweeping and phases:
+        raise InputError("phases: a sweep tries settings of one phase; leave --phases or --sweep out")
+    if old["rest"] and not phases:
+        raise InputError("rest: epochs after each of several phases; pass --phases")
+    if old["line"] is not None and not phases:
+        raise InputError("line: expected epochs >= 0 of the null model's jumps, with --phases")
+    if (sweeping or phases) and options["budget"] is not None:
+        raise InputError("budget: only one comparison is made to fit; leave --budget out")
+    if sweeping:
+        if old["recommended"]:
+            raise InputError("recommended: a sweep tries settings of its --grid; leave --recommended out")
+        for name in (*OF_A_PHASE, "preset", "partition", "horizon", "eval_every"):
+            if options[name] is not None:
+                raise InputError(
+                    f"{name}: a sweep tries settings of its --grid, at the ends of phases; leave "
+                    f"--{name.replace('_', '-')} out"
+                )
+        _warn("compare --sweep", "fastkoop sweep")
+        _sweep(options, old["grid"] or "", out)
+    elif phases is not None:
+        _warn("compare --phases", "fastkoop phases")
+        if options["eval_every"] is not None:
+            raise InputError("eval_every: several phases are looked at eight times an epoch; leave --eval-every out")
+        _phases(options, phases, old["rest"] or 0, old["line"], out)
+    return bool(sweeping or phases is not None)
 
 
-def _compare(options: dict) -> None:
-    from .experiments.compare import Config
+def _warn(old: str, new: str) -> None:
+    say(f"fastkoop: {old} is now {new}; the old form goes with the next version", err=True)
+
+
+def _compare(options: dict, out: str, details: bool, dry_run: bool) -> None:
+    from pathlib import Path
+
     from .experiments.compare import compare as run
-    from .experiments.figures import loss_name
-    from .experiments.report import write_report
-    from .experiments.verdict import baseline_rows, rows, words
+    from .experiments.terminal import details_lines, summary_lines
 
-    config, console = Config(**options).checked(), Console()
-    results = _seed_by_seed(lambda tick: run(config, tick), f"of {config.seeds} seeds in {config.out}/results.json")
-    table = Table("", loss_name(results), "accuracy", "an iteration", "T phase")
-    for row in rows(results):
-        table.add_row(*row)
-    console.print(table)
-    table = Table("at the end", loss_name(results), "accuracy", "gradients", "seconds since t2", "Koopman's jump is")
-    for row in baseline_rows(results):
-        table.add_row(*row)
-    console.print(table)
-    for line in words(results):
-        console.print(line, soft_wrap=True, highlight=False)
-    write_report(results, pathlib.Path(config.out))
-    console.print(f"report.html, its figures and results.json are in {config.out}", soft_wrap=True, highlight=False)
+    given = any(value is not None for value in options.values())
+    jobs = (
+        [(options, out)] if given else [(options, out), ({**options, "problem": "softmax"}, str(Path(out) / "softmax"))]
+    )
+    configs = [_config(*job) for job in jobs]
+    if dry_run:
+        from .experiments.dry_run import dry_run as estimate
+
+        for config in configs:
+            say(estimate(config))
+        return
+    for i, config in enumerate(configs):
+        results = _watched(lambda tick, config=config: run(config, tick), config.seeds)
+        say([""] * bool(i) + summary_lines(results))
+        if details:
+            say(["", *details_lines(results)])
+        say(f"report.html, its figures and results.json are in {config.out}")
 
 
-def _seed_by_seed(run, where: str):
-    """run(tick) under a progress bar; says how many seeds are kept, and where, if it is interrupted."""
+def _watched(run: Callable, seeds: int = 1):
+    """run(tick) under a progress bar; SIGTERM interrupts it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _interrupt)
-    done = 0
-    try:
-        with _progress() as tick:
-
-            def count(seed: int, what: str, at: int, of: int) -> None:
-                nonlocal done
-                done = seed
-                tick(f"seed {seed}: {what}", at, of)
-
-            return run(count)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; kept {f'{done} {where}' if done else 'nothing'}") from None
-
-
-def _sweep(options: dict, grid: dict) -> None:
-    from .experiments.config import Config
-    from .experiments.sweep import baseline_rows, best_rows
-    from .experiments.sweep import sweep as run
-
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with _progress() as tick:
-            results = run(Config(**options), grid, lambda seed, *state: tick(f"seed {seed}: {state[0]}", *state[1:]))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; the same command goes on from {options['out']}/sweep.json") from None
-    console = Console()
-    for title, lines in (("settings, best first", best_rows(results)), ("beside them", baseline_rows(results))):
-        table = Table(title, "validation loss", "test loss", "against the mean of the recorded, test")
-        for line in lines:
-            table.add_row(*line)
-        console.print(table)
-    console.print(f"sweep.json is in {options['out']}", soft_wrap=True, highlight=False)
-
-
-def _phases(options: dict, phases: int, rest: int, line: float | None) -> None:
-    from .experiments.config import Config
-    from .experiments.phases import comparisons, rows
-    from .experiments.phases import run_phases as run
-
-    config, console = Config(**options).checked(), Console()
-    where = f"of {config.seeds} seeds in {config.out}/phases.json"
-    results = _seed_by_seed(lambda tick: run(config, phases, rest, line, tick), where)
-    table = Table("", "gradients", "seconds", "test loss", "of the moving average")
-    for row in rows(results):
-        table.add_row(*row)
-    console.print(table)
-    for held, found in comparisons(results).items():
-        console.print(f"{held}: Koopman ends {found}", soft_wrap=True, highlight=False)
-    console.print(f"phases.png and phases.json are in {options['out']}", soft_wrap=True, highlight=False)
+    with progress(seeds) as tick:
+        return run(tick)
 
 
 def _interrupt(*_) -> None:
     raise KeyboardInterrupt
 
 
-@contextlib.contextmanager
-def _progress():
-    """A progress bar on standard error: tick(what, done, of)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=5) as bar:
-        import time
+@app.command()
+def sweep(
+    problem: Problem = None, data_dir: DataDir = None, q: Q = None, t1: T1 = None, t2: T2 = None, epochs: T = None,
+    optimizer: Optimizer = None, lr: Lr = None, batch_size: BatchSize = None, validation: Validation = None,
+    seeds: Seeds = None, device: Device = None, grid: Grid = None,
+    out: Annotated[str, typer.Option(help="Folder for sweep.json; an interrupted sweep goes on.")] = "fastkoop-sweep",
+) -> None:  # fmt: skip
+    """Try many settings of a phase on the same recordings, chosen on validation images."""
+    options = dict(locals())
+    with sentences():
+        options["T"] = options.pop("epochs")
+        del options["out"]
+        _sweep(options, options.pop("grid") or "", out)
 
-        task, shown = bar.add_task("loading, on the first run compiling"), 0.0
 
-        def tick(what: str, at: int, of: int) -> None:
-            nonlocal shown
-            now = time.monotonic()
-            if now - shown > REFRESH_SECONDS or at == of:  # a bar per iteration would cost as much as a step
-                shown = now
-                bar.update(task, description=what, completed=at, total=of)
+def _sweep(options: dict, grid: str, out: str) -> None:
+    from .experiments.sweep import sweep as run
+    from .experiments.terminal import sweep_lines
 
-        yield tick
+    config, combinations = _config(options, out), parse_grid(grid)
+    try:
+        results = _watched(lambda tick: run(config, combinations, tick), config.seeds)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; the same command goes on from {out}/sweep.json") from None
+    say(sweep_lines(results))
+    say(f"sweep.json is in {out}")
+
+
+@app.command()
+def phases(
+    count: Annotated[int, typer.Option("--phases", help="Koopman phases in a run.")] = 4,
+    rest: Rest = None, line: Line = None, problem: Problem = None, data_dir: DataDir = None,
+    partition: Partition = None, q: Q = None, t1: T1 = None, t2: T2 = None, epochs: T = None,
+    optimizer: Optimizer = None, lr: Lr = None, batch_size: BatchSize = None, preset: Preset = None,
+    cutoff: Cutoff = None, stabilize: Stabilize = None, observables: Observables = None, window: Window = None,
+    out_of_span: OutOfSpan = None, every: Every = None, horizon: Horizon = None, validation: Validation = None,
+    seeds: Seeds = None, device: Device = None,
+    out: Annotated[str, typer.Option(help="Folder for phases.json and phases.png.")] = "fastkoop-phases",
+) -> None:  # fmt: skip
+    """A whole training run with several phases of record (t2 - t1), jump (T) and rest, against no jumps."""
+    options = dict(locals())
+    with sentences():
+        for name in ("count", "rest", "line", "out"):
+            del options[name]
+        options["T"] = options.pop("epochs")
+        _phases(options, count, rest or 0, line, out)
+
+
+def _phases(options: dict, count: int, rest: int, line: float | None, out: str) -> None:
+    from .experiments.phases import run_phases as run
+    from .experiments.terminal import phases_lines
+
+    integer("phases", count, least=1)
+    integer("rest", rest, least=0)
+    if line is not None and not (math.isfinite(line) and line >= 0):
+        raise InputError(f"line: expected epochs >= 0 of the null model's jumps, got {line}")
+    config = _config(options, out)
+    results = _watched(lambda tick: run(config, count, rest, line, tick), config.seeds)
+    say(phases_lines(results))
+    say(f"phases.png and phases.json are in {out}")
+
+
+@app.command()
+def report(
+    folder: Annotated[str, typer.Argument(help="Folder of a comparison, or its results.json.")] = "fastkoop-compare",
+    details: Annotated[bool, typer.Option("--details", help="Print every baseline, all costs and words.")] = False,
+) -> None:
+    """Draw the figures and report.html of a comparison again, from its results.json."""
+    with sentences():
+        from pathlib import Path
+
+        from .experiments.report import draw_all
+        from .experiments.results import Results
+        from .experiments.terminal import details_lines, summary_lines
+
+        results = Results.read(folder)
+        place = Path(folder) if Path(folder).is_dir() else Path(folder).parent
+        draw_all(results, place)
+        say(summary_lines(results))
+        if details:
+            say(["", *details_lines(results)])
+        say(f"report.html and its figures are in {place}")
 
 
 @app.command()
@@ -338,42 +324,43 @@ def profile(
     out: Annotated[str, typer.Option(help="Folder for profile.json and roofline.png.")] = "fastkoop-profile",
 ) -> None:
     """Measure ceilings (copy bandwidth, matrix rate) of the CPU or a GPU, and what every kernel reaches of them."""
-    with one_sentence():
-        _profile(dict(locals()))
+    options = dict(locals())
+    with sentences():
+        _profile(options)
 
 
 def _profile(options: dict) -> None:
-    from .profile.profiling import Config, parse_sizes
+    from .profile.profiling import Request, parse_sizes
     from .profile.profiling import profile as run
     from .profile.table import show
 
     sizes = options.pop("sizes")
-    config = Config(**options, **({} if sizes is None else {"sizes": parse_sizes(sizes)}))
-    signal.signal(signal.SIGTERM, _interrupt)
+    request = Request(**options, **({} if sizes is None else {"sizes": parse_sizes(sizes)}))
     try:
-        with _progress() as tick:
-            results = run(config, tick)
+        results = _watched(lambda tick: run(request, tick))
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; kept nothing") from None
-    show(results, Console())
-    Console().print(f"roofline.png and profile.json are in {config.out}", soft_wrap=True, highlight=False)
+    show(results, console())
+    say(f"roofline.png and profile.json are in {request.out}")
 
 
 @app.command()
 def info() -> None:
     """Say what is installed and which device would be used."""
-    with one_sentence():
-        from .machine import describe_machine, versions
+    with sentences():
+        from .machine import describe_machine, kernel_cache, versions
 
         machine = describe_machine()
-        table = Table("", "", show_header=False)
-        for name, version in versions().items():
-            table.add_row(name, version or "not installed")
-        table.add_row("python", f"{machine['python']} on {machine['system']}")
-        table.add_row("processor", f"{machine['processor']}, {machine['cores']} cores")
-        table.add_row("device", f"cpu, {machine['threads']} threads")
-        table.add_row("", _cuda())
-        Console().print(table)
+        rows = [(name, version or "not installed") for name, version in versions().items()]
+        rows += [
+            ("python", f"{machine['python']} on {machine['system']}"),
+            ("processor", f"{machine['processor']}, {machine['cores']} cores"),
+            ("device", f"cpu, {machine['threads']} threads"),
+            ("", _cuda()),
+            ("kernels", kernel_cache()),
+        ]
+        width = max(len(name) for name, _ in rows)
+        say(f"{name.ljust(width)}  {value}" for name, value in rows)
 
 
 def _cuda() -> str:
@@ -388,7 +375,8 @@ def _cuda() -> str:
 
 def main() -> None:
     """Entry point of the `fastkoop` command."""
-    app()
+    with contextlib.suppress(BrokenPipeError):
+        app()
 
 
 if __name__ == "__main__":

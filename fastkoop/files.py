@@ -28,20 +28,35 @@ def prepare_out(out: str) -> pathlib.Path:
     Raises:
         ValueError: naming `out`, why it cannot be written into, and the cure.
     """
+    if not str(out).strip():
+        raise InputError(f"out: expected a folder, got {str(out)!r}; name one with --out")
     folder = pathlib.Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / f".fastkoop-{os.getpid()}", b"").unlink()
-    except OSError as error:
-        raise InputError(
-            f"out: cannot write into {str(folder)!r} ({error.strerror}); name another folder with --out"
-        ) from None
+        write_with(folder / f".fastkoop-{os.getpid()}", lambda file: file.write(b"{}")).unlink()
+    except (OSError, ValueError) as error:  # a ValueError for a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"out: cannot write into {str(folder)!r} ({reason}); name another folder with --out") from None
     return folder
 
 
 def write(path: pathlib.Path, contents: bytes) -> pathlib.Path:
     """`write_with` for contents that are at hand. Returns the path."""
     return write_with(path, lambda file: file.write(contents))
+
+
+def write_result(path: pathlib.Path, contents: bytes) -> pathlib.Path:
+    """`write`, for a file of results. Returns the path.
+
+    Raises:
+        ValueError: naming the path, and why it cannot be written.
+    """
+    try:
+        return write(path, contents)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {str(path)!r} ({error.strerror or error}); make room, or name another folder with --out"
+        ) from None
 
 
 def write_with(
@@ -164,7 +179,22 @@ def _sync_folder(folder: pathlib.Path) -> None:
 
 def write_json(path: pathlib.Path, value: dict) -> pathlib.Path:
     """`write` a value as JSON, as `plain` has it. Returns the path."""
-    return write(path, (json.dumps(plain(value), allow_nan=False) + "\n").encode())
+    return write_result(path, (json.dumps(plain(value), allow_nan=False) + "\n").encode())
+
+
+def read_json(path: pathlib.Path):
+    """The contents of a JSON file.
+
+    Raises:
+        ValueError: naming the file, and why it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r} ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{str(path)!r} is not JSON ({reason})") from None
 
 
 def plain(value):

@@ -73,3 +73,11 @@ def free_memory() -> float:
         return min(free, float(limit) - float(used) + float(cache))
     except (OSError, ValueError, IndexError):  # no control group, or one without a limit
         return free
+
+
+def kernel_cache() -> str:
+    """Where compiled CPU kernels are kept."""
+    from . import backends
+
+    place = getattr(backends, "cache_place", None)
+    return "where Numba keeps them (NUMBA_CACHE_DIR, or beside the kernels)" if place is None else str(place())

@@ -17,7 +17,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -26,7 +26,8 @@ from torch import nn
 
 from bench import RESULTS
 from bench.common import origin, pages
-from fastkoop.experiments.compare import Config, run_seed
+from fastkoop.experiments.compare import run_seed
+from fastkoop.experiments.config import Config, Setup, prepare
 from fastkoop.experiments.problems.movement import BEST, authors_measure
 from fastkoop.experiments.problems.oscillator import NAME, Oscillator
 from fastkoop.experiments.training import make_optimizer, torch_threads
@@ -87,7 +88,7 @@ def train_together(problem: Oscillator, seeds: int, lr: float, first: int, last:
                 kept[iteration - first] = parameter.detach()
         if iteration < last:
             optimizer.zero_grad()
-            problem.loss(tuple(stack)).sum().backward()
+            problem.residual(tuple(stack)).sum().backward()
             optimizer.step()
             tick(iteration + 1)
     return states
@@ -99,7 +100,7 @@ class Replay(Oscillator):
     def __init__(self, dtype: torch.dtype, first: int, states: list[torch.Tensor]):
         super().__init__(dtype=dtype)
         self._first, self._states = first, states
-        self.config: Config | None = None
+        self.setup: Setup | None = None
         self._seed = self._at = 0
 
     def make_model(self, seed: int) -> nn.Sequential:
@@ -108,7 +109,7 @@ class Replay(Oscillator):
         return super().make_model(seed)
 
     @torch.no_grad()
-    def train_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def train_step(self, model: nn.Module, optimizer: torch.optim.Optimizer, batch: None) -> None:
         """One iteration on: the network's next state; before the first that was kept and past the last, no change."""
         self._at += 1
         if self._at >= self._first:
@@ -119,8 +120,8 @@ class Replay(Oscillator):
     def measures(self, run: dict, states: dict, **spans) -> dict:
         """The oscillator's, with what training and recording cost where nothing is replayed."""
         problem = Oscillator(dtype=self.dtype)
-        step, record = clock(problem, self.config, problem.train_step)
-        twice, _ = clock(problem, self.config, lambda *both: step_by_double_autograd(problem, *both))
+        step, record = clock(problem, self.setup, lambda *both: train_step(problem, *both))
+        twice, _ = clock(problem, self.setup, lambda *both: step_by_double_autograd(problem, *both))
         for side, each in (("optimizer", step), ("koopman", median(run["koopman"]["step_seconds"]))):
             run[side]["step_seconds"] = [each] * len(run[side]["step_seconds"])
         run["koopman"]["record_seconds"] = record * spans["recorded"]
@@ -129,11 +130,11 @@ class Replay(Oscillator):
         return found
 
 
-def clock(problem: Oscillator, config: Config, step: Callable) -> tuple[float, float]:
+def clock(problem: Oscillator, setup: Setup, step: Callable) -> tuple[float, float]:
     """Median seconds of a single network's iterations, and of what recording adds to each."""
     model = problem.make_model(0)
-    optimizer = make_optimizer(config.optimizer, model, config.lr)
-    phase, spent = KoopmanPhase(model, config.partition, capacity=WARM_UP + CLOCKED), []
+    optimizer = make_optimizer(setup.optimizer, model, setup.lr)
+    phase, spent = KoopmanPhase(model, setup.config.partition, capacity=WARM_UP + CLOCKED), []
     for _ in range(WARM_UP + CLOCKED):
         began = time.perf_counter()
         step(model, optimizer)
@@ -141,6 +142,13 @@ def clock(problem: Oscillator, config: Config, step: Callable) -> tuple[float, f
         phase.record()
         spent.append((between - began, time.perf_counter() - between))
     return tuple(median(seconds) for seconds in zip(*spent[WARM_UP:], strict=True))
+
+
+def train_step(problem: Oscillator, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """An iteration as the comparison makes it."""
+    optimizer.zero_grad()
+    problem.loss(model).backward()
+    optimizer.step()
 
 
 def step_by_double_autograd(problem: Oscillator, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -158,38 +166,40 @@ def run_settings(settings: list[Setting], seeds: int = 25, folder: pathlib.Path 
     folder.mkdir(parents=True, exist_ok=True)
     kind, replay = None, None
     for setting in sorted(settings, key=Setting.trained_as):
-        config = Config(
-            dataset=NAME, lr=setting.lr, partition=setting.partition, cutoff=setting.cutoff, seeds=seeds, eval_every=50,
+        config = Config.of(
+            problem=NAME, lr=setting.lr, partition=setting.partition, cutoff=setting.cutoff, seeds=seeds, eval_every=50,
             **epochs,
-        ).checked()  # fmt: skip
+        )  # fmt: skip
+        setup = prepare(config)
         with torch_threads(1):
             if kind != setting.trained_as():
-                kind, replay = setting.trained_as(), trained(setting, config)
-            replay.config = config
-            one(config, replay, 0, setting.name)  # compiles what is timed in the runs that count
-            runs = [one(config, replay, seed, setting.name) for seed in range(seeds)]
+                kind, replay = setting.trained_as(), trained(setting, setup)
+            setup = replay.setup = prepare(replace(config, problem=replay))
+            one(setup, 0, setting.name)  # compiles what is timed in the runs that count
+            runs = [one(setup, seed, setting.name) for seed in range(seeds)]
             machine = origin.environment(Host())
-        found = {"setting": {**config.described(), "dtype": setting.dtype}, "machine": machine, **condensed(runs)}
+        found = {"setting": {**setup.described(), "dtype": setting.dtype}, "machine": machine, **condensed(runs)}
         write_json(folder / f"{setting.name}.json", found)
     say("")
 
 
-def trained(setting: Setting, config: Config) -> Replay:
+def trained(setting: Setting, setup: Setup) -> Replay:
     """All networks, trained to the end of the phase."""
-    last, dtype = config.t2 + config.T, getattr(torch, setting.dtype)
+    lengths, seeds, dtype = setup.lengths, setup.config.seeds, getattr(torch, setting.dtype)
+    last = lengths.before + lengths.record + lengths.phase
 
     def tick(done: int) -> None:
         if done % 500 == 0 or done == last:
-            say(f"lr {config.lr:g}: training {config.seeds} networks together, {done} of {last}")
+            say(f"lr {setup.lr:g}: training {seeds} networks together, {done} of {last}")
 
-    states = train_together(Oscillator(dtype=dtype), config.seeds, config.lr, config.t1, last, tick)
-    return Replay(dtype, config.t1, states)
+    states = train_together(Oscillator(dtype=dtype), seeds, setup.lr, lengths.before, last, tick)
+    return Replay(dtype, lengths.before, states)
 
 
-def one(config: Config, replay: Replay, seed: int, name: str) -> dict:
+def one(setup: Setup, seed: int, name: str) -> dict:
     """One network's run."""
-    say(f"{name}: network {seed + 1} of {config.seeds}")
-    return run_seed(config, replay, seed, lambda *_: None)[0]
+    say(f"{name}: network {seed + 1} of {setup.config.seeds}")
+    return run_seed(setup, seed, lambda *_: None)[0]
 
 
 def say(words: str) -> None:

@@ -147,9 +147,9 @@ def profile(options: argparse.Namespace) -> None:
     """`fastkoop profile` of tiny blocks on the emulated device."""
     from rich.console import Console
 
-    from fastkoop.profile.profiling import Config
+    from fastkoop.profile.profiling import Request
     from fastkoop.profile.profiling import profile as measured
     from fastkoop.profile.table import show
 
-    config = Config(sizes=SIZES, blocks=4, rounds=1, seconds=1.0, device="cuda", out=str(options.out))
+    config = Request(sizes=SIZES, blocks=4, rounds=1, seconds=1.0, device="cuda", out=str(options.out))
     show(measured(config, device=devices.EmulatedGpu()), Console(width=120))

@@ -147,10 +147,10 @@ def _train() -> np.ndarray:
 
     from fastkoop.checks import InputError
     from fastkoop.experiments import training
-    from fastkoop.experiments.problems import datasets
+    from fastkoop.experiments.problems import datasets, mnist_files
 
-    if not os.environ.get(datasets.DATA_DIR):  # a benchmark downloads nothing unasked
-        raise NoRecording(f"the real cases need MNIST: name the folder with its four files in {datasets.DATA_DIR}")
+    if not os.environ.get(mnist_files.DATA_DIR):  # a benchmark downloads nothing unasked
+        raise NoRecording(f"the real cases need MNIST: name the folder with its four files in {mnist_files.DATA_DIR}")
     try:
         data = datasets.load("mnist")
     except InputError as error:

@@ -29,7 +29,8 @@ from torch.nn import functional
 from bench import RESULTS, ROOT
 from bench.common import origin, pages
 from fastkoop.experiments.problems import datasets
-from fastkoop.experiments.training import Batches, Evaluation, make_model, make_optimizer, train_step
+from fastkoop.experiments.problems.classification import judge
+from fastkoop.experiments.training import Batches, make_model, make_optimizer, train_step
 from fastkoop.files import write_json
 from fastkoop.torch_adapter import KoopmanPhase
 
@@ -212,7 +213,11 @@ def measure(data: datasets.Dataset, setting: Setting, name: str) -> dict:
     model = make_model(data.features, data.classes, setting.seed)
     optimizer = make_optimizer(name, model, None)
     batches = Batches(data, setting.batch_size, setting.seed)
-    evaluation = Evaluation(data)
+    test = data.on("cpu")
+
+    def test_loss(model) -> float:
+        return judge(model, test.test_images, test.test_labels)["loss"]
+
     for images, labels in _epochs(batches, setting.t1):
         train_step(model, optimizer, images, labels)
     recorded, (*start, batches) = _recorded((model, optimizer, batches), setting)
@@ -223,10 +228,10 @@ def measure(data: datasets.Dataset, setting: Setting, name: str) -> dict:
     sides = {}
     for (partition, every), (model, phase) in recorded.items():
         finals = {str(T): T * batches.per_epoch // every * every for T in setting.epochs}
-        sides[partition, every] = Koopman(phase, finals, lambda model=model: evaluation(model)[0])
+        sides[partition, every] = Koopman(phase, finals, lambda model=model: test_loss(model))
     shares: dict[str, list[float]] = {partition: [] for partition in setting.partitions}
     for _ in range(setting.rounds):
-        _round(optimizers, sides, setting, batches.per_epoch, evaluation)
+        _round(optimizers, sides, setting, batches.per_epoch, test_loss)
         for partition, share in shares.items():
             share.append(_record_share(start, partition, coming[: setting.shared]))
     model.load_state_dict(average)
@@ -234,7 +239,7 @@ def measure(data: datasets.Dataset, setting: Setting, name: str) -> dict:
         "optimizer": {mode: each.figures for mode, each in optimizers.items()},
         "record_share": shares,
         "koopman": {p: {str(e): asdict(sides[p, e].figures) for e in setting.every} for p in setting.partitions},
-        "average_loss": evaluation(model)[0],
+        "average_loss": test_loss(model),
     }
 
 
@@ -263,7 +268,7 @@ def _recorded(start: tuple, setting: Setting) -> tuple[dict, tuple]:
     return found, (model, optimizer, batches)
 
 
-def _round(optimizers, sides, setting: Setting, per_epoch: int, evaluation: Evaluation) -> None:
+def _round(optimizers, sides, setting: Setting, per_epoch: int, test_loss: Callable) -> None:
     """One T phase of everything, in turn."""
     optimizers = [each for each in optimizers.values() if not each.figures["reason"]]
     for side in (*optimizers, *sides.values()):
@@ -275,7 +280,7 @@ def _round(optimizers, sides, setting: Setting, per_epoch: int, evaluation: Eval
             side.advance(upto)
         for optimizer in optimizers if upto in ends else ():
             loss = optimizer.figures["loss"]
-            loss[ends[upto]] = loss.get(ends[upto]) or evaluation(optimizer.model)[0]
+            loss[ends[upto]] = loss.get(ends[upto]) or test_loss(optimizer.model)
     for optimizer in optimizers:
         optimizer.finish(sorted(marks))
     for side in sides.values():

@@ -1,112 +1,205 @@
-"""Averages of an optimizer's iterates: what is nearly free, and what a Koopman phase has to beat.
+"""What a Koopman phase has to beat: a registry, in the order in which tables show it. Adding one touches this file.
 
-The mean of the last iterates is stochastic weight averaging (Izmailov et al. 2018, UAI; Polyak & Juditsky 1992), the
-exponential moving average forgets them by a factor an iteration.
+A baseline follows a run: it is made before recording, told of every recorded iterate and of every iterate of the
+optimizer in the phase, and asked for its outcome at the end.
 """
 
 from __future__ import annotations
 
 import time
+from typing import ClassVar, NamedTuple
 
-import torch
 from torch import nn
 
-Weights = dict[str, torch.Tensor]  # by parameter name
-DECAY = 0.998  # of the moving average: it remembers about 500 iterations, half an epoch of MNIST
+from ..cutoff import Rank
+from ..observables import Momentum
+from .averages import Line, Mean, Moving, Weights, weights_of
 
 
-def weights_of(model: nn.Module) -> Weights:
-    """A copy of the parameters by name."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+class Outcome(NamedTuple):
+    """Where a baseline leads.
+
+    Args:
+        weights: to be judged.
+        gradients: optimizer iterations since the first.
+        seconds: since t2, recording included.
+    """
+
+    weights: Weights
+    gradients: int
+    seconds: float
 
 
-@torch.no_grad()
-def assign(model: nn.Module, weights: Weights) -> None:
-    """Set the parameters."""
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
+class Baseline:
+    """One of them; subclasses say what they need to be told.
 
+    Args:
+        run: a `runs.Recorded`, whose phase is about to be recorded.
+    """
 
-class Mean:
-    """The plain mean of what was added, in float64; `seconds` is what adding took."""
+    key: ClassVar[str]
+    label: ClassVar[str]  # of tables; {name} is the optimizer
+    short: ClassVar[str] = ""  # of the short table on a terminal; none if it is not shown there
 
-    def __init__(self):
-        self._sum: Weights = {}
-        self.count, self.seconds = 0, 0.0
+    def __init__(self, run):
+        self.run = run
 
-    @torch.no_grad()
-    def add(self, model: nn.Module) -> None:
-        """One more iterate."""
-        began = time.perf_counter()
-        for name, parameter in model.named_parameters():
-            if name in self._sum:
-                self._sum[name] += parameter
-            else:
-                self._sum[name] = parameter.detach().to(torch.float64, copy=True)  # never the parameter itself
-        self.count += 1
-        self.seconds += time.perf_counter() - began
+    def recorded(self, model: nn.Module) -> None:
+        """One recorded iterate more."""
 
-    @property
-    def weights(self) -> Weights:
-        """The mean, in float32 as a model takes it."""
-        return {name: (total / self.count).float() for name, total in self._sum.items()}
-
-
-class Line:
-    """The least-squares line through every weight's iterates: the null model of whatever extrapolates a trend."""
-
-    def __init__(self):
-        self._sum: Weights = {}
-        self._moment: Weights = {}  # of iteration numbers
-        self.count, self.seconds = 0, 0.0
-
-    @torch.no_grad()
-    def add(self, model: nn.Module) -> None:
-        """One more iterate."""
-        began = time.perf_counter()
-        for name, parameter in model.named_parameters():
-            if name not in self._sum:
-                zero = torch.zeros_like(parameter, dtype=torch.float64)
-                self._sum[name], self._moment[name] = zero, zero.clone()
-            self._sum[name] += parameter
-            self._moment[name].add_(parameter, alpha=self.count)
-        self.count += 1
-        self.seconds += time.perf_counter() - began
-
-    def ahead(self, iterations: int = 0) -> Weights:
-        """The line so many iterations past the newest, in float32 as a model takes it."""
-        middle, spread = (self.count - 1) / 2, max(1, self.count * (self.count**2 - 1)) / 12
-        far = middle + iterations
-        return {
-            name: (total / self.count + (self._moment[name] - middle * total) / spread * far).float()
-            for name, total in self._sum.items()
-        }
-
-
-class Moving:
-    """The exponential moving average, corrected for its start (Kingma & Ba 2015, section 3)."""
-
-    def __init__(self, decay: float = DECAY):
-        self._decay, self._sum = decay, {}
-        self.count, self.seconds = 0, 0.0
-
-    @torch.no_grad()
-    def add(self, model: nn.Module) -> None:
-        """One more iterate."""
-        began = time.perf_counter()
-        for name, parameter in model.named_parameters():
-            own = self._sum.setdefault(name, torch.zeros_like(parameter, dtype=torch.float64))
-            own.lerp_(parameter.double(), 1.0 - self._decay)
-        self.count += 1
-        self.seconds += time.perf_counter() - began
+    def trained(self, model: nn.Module, done: int, seconds: float) -> None:
+        """The optimizer's iterate after `done` iterations of the phase, which have taken so many seconds."""
 
     @property
-    def weights(self) -> Weights:
-        """The average, in float32 as a model takes it."""
-        known = 1.0 - self._decay**self.count
-        return {name: (total / known).float() for name, total in self._sum.items()}
+    def waits(self) -> bool:
+        """Whether the optimizer is to go on beyond the phase for it."""
+        return False
+
+    def outcome(self) -> Outcome | None:
+        """Where it leads; None where it leads nowhere, as in a phase of no iterations."""
+        raise NotImplementedError
 
 
-def apart(a: Weights, b: Weights) -> float:
-    """The distance between two networks' weights."""
-    return float(sum((a[name].double() - b[name].double()).square().sum() for name in a).sqrt())
+BASELINES: dict[str, type[Baseline]] = {}
+
+
+def register(kind: type[Baseline]) -> type[Baseline]:
+    """Class decorator: add a baseline to tables, reports and results.json."""
+    BASELINES[kind.key] = kind
+    return kind
+
+
+@register
+class Start(Baseline):
+    """No jump."""
+
+    key, label, short = "start", "no jump: the last recorded iterate", "no jump"
+
+    def outcome(self) -> Outcome:
+        return Outcome(self.run.start, self.run.at_t2, 0.0)
+
+
+@register
+class RecordedMean(Baseline):
+    """The mean of the recorded iterates."""
+
+    key, label, short = "mean", "mean of the recorded iterates (SWA)", "mean of the recorded"
+
+    def outcome(self) -> Outcome:
+        return Outcome(self.run.average, self.run.at_t2, self.run.phase.record_seconds)
+
+
+@register
+class RecordedMoving(Baseline):
+    """The moving average of the recorded iterates."""
+
+    key, label = "moving", "moving average of the recorded iterates"
+
+    def __init__(self, run):
+        super().__init__(run)
+        self._average = Moving()
+        self.recorded = self._average.add
+
+    def outcome(self) -> Outcome:
+        return Outcome(self._average.weights, self.run.at_t2, self._average.seconds)
+
+
+@register
+class RecordedLine(Baseline):
+    """The least-squares line, read at its last point."""
+
+    key, label = "line", "the line through the recorded iterates, at the last"
+
+    def __init__(self, run):
+        super().__init__(run)
+        self._line = Line()
+        self.recorded = self._line.add
+
+    def outcome(self) -> Outcome:
+        return Outcome(self._line.ahead(), self.run.at_t2, self._line.seconds)
+
+
+@register
+class RankOne(Baseline):
+    """The null model of a projection."""
+
+    key, label = "rank one", "a jump with operators of rank 1"
+
+    def outcome(self) -> Outcome:
+        phase, options = self.run.phase, self.run.setup.options
+        if phase.position:
+            phase.rollback()  # the Koopman steps
+        began = time.perf_counter()
+        plain = Momentum() if options.observables.momentum else "identity"
+        phase.fit(cutoff=Rank(1), observables=plain, stabilize=None, out_of_span="drop")
+        phase.jump(self.run.final)
+        return Outcome(weights_of(self.run.model), self.run.at_t2, phase.record_seconds + time.perf_counter() - began)
+
+
+@register
+class Optimizer(Baseline):
+    """The optimizer through the phase."""
+
+    key, label = "optimizer", "{name}, to the end of the phase"
+
+    def outcome(self) -> Outcome:
+        return Outcome(self.run.states["optimizer"], self.run.at_t2 + self.run.final, self.run.optimizer_seconds)
+
+
+class _InThePhase(Baseline):
+    """An average of the optimizer's iterates in the phase."""
+
+    def __init__(self, run):
+        super().__init__(run)
+        self._average = self.make()
+
+    def outcome(self) -> Outcome | None:
+        if not self.run.final:
+            return None
+        seconds = self.run.optimizer_seconds + self._average.seconds
+        return Outcome(self._average.weights, self.run.at_t2 + self.run.final, seconds)
+
+
+@register
+class OptimizerMean(_InThePhase):
+    """The mean of as many of its last iterates as were recorded, those of the phase at most."""
+
+    key, label, short = "optimizer mean", "{name}, mean of its last iterates there", "{name}, mean of its last"
+    make = Mean
+
+    def trained(self, model: nn.Module, done: int, seconds: float) -> None:
+        if done > self.run.final - self.run.iterations:
+            self._average.add(model)
+
+
+@register
+class OptimizerMoving(_InThePhase):
+    """The moving average of its iterates."""
+
+    key, label = "optimizer moving", "{name}, moving average there"
+    make = Moving
+
+    def trained(self, model: nn.Module, done: int, seconds: float) -> None:
+        self._average.add(model)
+
+
+@register
+class EqualTime(Baseline):
+    """The optimizer's iterate when it has taken as long as recording, fit and jump; beyond the phase if need be."""
+
+    key, label = "equal time", "{name}, as long as the Koopman phase took"
+
+    def __init__(self, run):
+        super().__init__(run)
+        self._outcome: Outcome | None = None
+
+    def trained(self, model: nn.Module, done: int, seconds: float) -> None:
+        if self._outcome is None and seconds >= self.run.cost:
+            self._outcome = Outcome(weights_of(model), self.run.at_t2 + done, seconds)
+
+    @property
+    def waits(self) -> bool:
+        return self._outcome is None
+
+    def outcome(self) -> Outcome | None:
+        return self._outcome

@@ -18,7 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ..files import write
+from ..files import write_result
+from .paths import WeightPaths
 
 _WIDTH, _HEIGHT, _DPI = 7.0, 4.2, 120  # inches, inches, dots per inch
 # Okabe and Ito's palette: distinct under the common colour blindnesses.
@@ -26,27 +27,6 @@ BLUE, RED = "#0072B2", "#D55E00"
 _COLOURS = {"optimizer": BLUE, "koopman": RED}
 _GREEN, _GREY = "#009E73", "#6A6A6A"
 _NAMES = {"adadelta": "AdaDelta", "adam": "Adam", "adamw": "AdamW", "adagrad": "Adagrad", "sgd": "SGD"}
-
-
-@dataclass(frozen=True)
-class WeightPaths:
-    """Paths of k single weights before and during the Koopman phase.
-
-    Args:
-        labels: k names such as ``"layers.0.weight[3, 411]"``.
-        recorded_iteration: (R,) ints <= 0; 0 is the last recorded iterate, where the Koopman phase starts.
-        recorded: (R, k) the recorded iterates.
-        iteration: (T,) ints >= 1.
-        true: (T, k) the optimizer's path.
-        predicted: (T, k) the Koopman path; inf and nan where it diverged.
-    """
-
-    labels: list[str]
-    recorded_iteration: np.ndarray
-    recorded: np.ndarray
-    iteration: np.ndarray
-    true: np.ndarray
-    predicted: np.ndarray
 
 
 def draw(results: dict, paths: WeightPaths | None, out: pathlib.Path) -> list[pathlib.Path]:
@@ -61,28 +41,44 @@ def draw(results: dict, paths: WeightPaths | None, out: pathlib.Path) -> list[pa
         out: a folder, created if need be. Each file appears complete or not at all.
 
     Returns:
-        The paths of accuracy.png (not of the oscillator, which classifies nothing), loss.png, time.png and, with
-        `paths`, weights.png: 840 x 504 pixels, and weights.png is higher when it has more than two rows of panels.
+        The paths of accuracy.png (where there are accuracies), loss.png, time.png and, with `paths`, weights.png:
+        840 x 504 pixels, and weights.png is higher when it has more than two rows of panels.
     """
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    return [save(fig, out / name) for name, fig in panels_of(results, paths).items()]
+
+
+def render(results: dict, paths: WeightPaths | None) -> dict[str, bytes]:
+    """The figures of `draw` as PNGs, by file name."""
+    return {name: png(fig) for name, fig in panels_of(results, paths).items()}
+
+
+def panels_of(results: dict, paths: WeightPaths | None) -> dict[str, Figure]:
+    """The figures of `draw`, by file name."""
     figures = {"accuracy.png": _accuracy, "loss.png": _loss, "time.png": _time}
-    if _of_oscillator(results):
+    if not has_accuracy(results):
         del figures["accuracy.png"]
     if paths is not None and len(paths.labels):
         figures["weights.png"] = functools.partial(_weights, paths=paths)
     with np.errstate(all="ignore"):  # diverged curves hold inf, nan and 1e300: expected here
-        return [save(make(results), out / name) for name, make in figures.items()]
+        return {name: make(results) for name, make in figures.items()}
 
 
-def _of_oscillator(results):
-    """Whether the problem is the oscillator: its loss is a residual, its epochs are iterations."""
-    return (results.get("config") or {}).get("dataset") == "oscillator"
+def has_accuracy(results):
+    """Whether anything was classified; results that lack the curves are taken to."""
+    curves = [(run.get(who) or {}).get("test_accuracy") for run in results.get("runs") or () for who in _COLOURS]
+    return not curves or any(curve is None or any(v is not None for v in curve) for curve in curves)
 
 
 def loss_name(results):
     """What the losses of a comparison are."""
-    return "residual loss" if _of_oscillator(results) else "test loss"
+    return (results.get("config") or {}).get("loss_name") or "test loss"
+
+
+def epoch_name(results):
+    """What t1, t2 and T count."""
+    return (results.get("config") or {}).get("epoch_name") or "epoch"
 
 
 def _accuracy(results):
@@ -333,8 +329,8 @@ def _setting(results):
     usual = {"every": 1, "window": 1, "observables": "identity", "out_of_span": "drop", "validation": 0}
     config |= {key: None for key, value in usual.items() if config.get(key) == value}
     words = {"dataset": "{}", "partition": "partition {}", "q": "q = {}", "t1": "t1 = {}", "t2": "t2 = {}"}
-    unit = "iterations" if _of_oscillator(results) else "epochs"
-    words |= {"T": f"T = {{}} {unit}", "optimizer": "{}", "lr": "lr {}", "batch_size": "batch {}"}
+    unit = "" if str(config.get("T")).endswith("it") else f" {epoch_name(results)}s"
+    words |= {"T": f"T = {{}}{unit}", "optimizer": "{}", "lr": "lr {}", "batch_size": "batch {}"}
     words |= {"cutoff": "cutoff {}", "stabilize": "stabilize {}", "every": "every {}", "device": "{}"}
     words |= {"window": "window {}", "observables": "observables {}", "out_of_span": "{} what is not spanned"}
     said = [text.format(config[key]) for key, text in words.items() if config.get(key) is not None]
@@ -397,7 +393,7 @@ def _finish(fig, axes, views, results, ylabel):
             ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", color=_GREY)
     legend(fig, axes[0])
     t2 = (results.get("config") or {}).get("t2")
-    epoch = "" if t2 is None else f" (the end of {'iteration' if _of_oscillator(results) else 'epoch'} {t2})"
+    epoch = "" if t2 is None else f" (the end of {epoch_name(results)} {t2})"
     fig.supxlabel("iteration after t2" + epoch, fontsize=9.5)
     fig.supylabel(ylabel, fontsize=9.5)
     return fig
@@ -423,7 +419,14 @@ def _ticks(ax, view, many):
     ax.yaxis.set_minor_locator(NullLocator())
 
 
+def png(fig):
+    """A figure's PNG."""
+    stream = io.BytesIO()
+    with np.errstate(all="ignore"):
+        fig.canvas.print_png(stream)
+    return stream.getvalue()
+
+
 def save(fig, path):
-    png = io.BytesIO()
-    fig.canvas.print_png(png)
-    return write(path, png.getvalue())
+    """Write a figure's PNG; returns the path."""
+    return write_result(path, png(fig))

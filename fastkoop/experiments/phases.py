@@ -1,4 +1,4 @@
-"""fastkoop compare --phases N: a whole training run with N Koopman phases, against the optimizer alone.
+"""fastkoop phases --phases N: a whole training run with N Koopman phases, against the optimizer alone.
 
 One network trains t1 epochs, and then N times records for t2 - t1 epochs, jumps over T and trains on for `rest`; its
 twin trains on without jumps, through as many gradients, and then through those that the jumps stood for, or for as
@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from .. import checks
-from ..files import prepare_out, write_json
-from ..machine import describe_machine, peak_memory
+from ..files import prepare_out
+from ..machine import describe_machine
 from ..torch_adapter import KoopmanPhase, KoopmanSchedule
 from . import figures
-from .baselines import Line, Moving, assign, weights_of
-from .compare import check_lengths, compile_kernels, make_problem
-from .config import Config, recommended
+from .averages import Line, Moving, assign, weights_of
+from .config import Config, Setup, prepare
 from .paired import Paired, paired
-from .training import make_optimizer, torch_threads
+from .problems.checked import Evaluation
+from .runs import Judge, Tick, compile_kernels, run_seeds, silent
 
 LOOKS = 8  # at the test set in an epoch
 SIDES = ("koopman", "koopman moving", "line", "line moving", "optimizer", "optimizer moving")
@@ -40,12 +40,12 @@ class Course:
     test_loss: list[float] = field(default_factory=list)
     test_accuracy: list[float | None] = field(default_factory=list)
 
-    def look(self, gradients: int, seconds: float, found: tuple[float, float | None]) -> None:
+    def look(self, gradients: int, seconds: float, evaluation: Evaluation) -> None:
         """Append one evaluation."""
         self.gradients.append(gradients)
         self.seconds.append(seconds)
-        self.test_loss.append(found[0])
-        self.test_accuracy.append(found[1])
+        self.test_loss.append(evaluation.loss)
+        self.test_accuracy.append(evaluation.accuracy)
 
 
 class Extrapolation:
@@ -68,7 +68,7 @@ class Extrapolation:
 
 
 @dataclass(frozen=True)
-class Lengths:
+class Schedule:
     """A run in iterations."""
 
     burn_in: int
@@ -79,12 +79,16 @@ class Lengths:
     ahead: int | None  # of the null model's jumps
 
     @classmethod
-    def of(cls, config: Config, phases: int, rest: int, ahead: float | None, per_epoch: int) -> Lengths:
+    def of(cls, setup: Setup, phases: int, rest: int, ahead: float | None) -> Schedule:
         """From epochs; stretches are whole snapshots."""
-        record, jump = ((epochs * per_epoch // config.every) * config.every
-                        for epochs in (config.t2 - config.t1, config.T))  # fmt: skip
-        ahead = None if ahead is None else round(ahead * per_epoch)
-        return cls(config.t1 * per_epoch, record, jump, rest * per_epoch, phases, ahead)
+        lengths, every = setup.lengths, setup.every
+        if lengths.per_epoch is None and (rest or ahead):
+            raise checks.InputError(
+                "rest: the problem's batches have no length, so that epochs mean nothing; leave it out"
+            )
+        epoch = lengths.per_epoch or 1
+        record, jump = (iterations // every * every for iterations in (lengths.record, lengths.phase))
+        return cls(lengths.before, record, jump, rest * epoch, phases, None if ahead is None else round(ahead * epoch))
 
     @property
     def gradients(self) -> int:
@@ -102,43 +106,43 @@ class Lengths:
         return since >= 0 and since % period == 0 and since // period < self.phases
 
 
-def run_seed(config: Config, lengths: Lengths, problem, seed: int, tick: Callable[[str, int, int], None]) -> dict:
+def run_seed(setup: Setup, plan: Schedule, seed: int, tick: Tick) -> dict:
     """All sides of one seed: {"seed", "koopman": ..., "line": ..., "optimizer": ..., "jumps": [...]}."""
-    found = {"seed": seed, "jumps": []}
-    for side in ("koopman", *(["line"] if lengths.ahead is not None else []), "optimizer"):
-        courses = _run_side(side, config, lengths, problem, seed, found, tick)
-        found |= dict(zip((side, f"{side} moving"), map(asdict, courses), strict=True))
-    return found
+    run = {"seed": seed, "jumps": []}
+    for side in ("koopman", *(["line"] if plan.ahead is not None else []), "optimizer"):
+        courses = _run_side(side, setup, plan, seed, run, tick)
+        run |= dict(zip((side, f"{side} moving"), map(asdict, courses), strict=True))
+    return run
 
 
-def _run_side(side: str, config: Config, lengths: Lengths, problem, seed: int, found: dict, tick):
+def _run_side(side: str, setup: Setup, plan: Schedule, seed: int, run: dict, tick: Tick):
     """A side's course and that of its moving average; the optimizer's last until the others are caught up with."""
-    model = problem.make_model(seed)
-    optimizer = make_optimizer(config.optimizer, model, config.lr)
-    schedule = _schedule(side, config, lengths, problem, model, optimizer)
-    jumps = found["jumps"] if side == "koopman" else []
-    last = lengths.gradients if schedule else lengths.whole
-    ends = (0.0, 0.0) if schedule else tuple(found[name]["seconds"][-1] for name in ("koopman", "koopman moving"))
-    courses, batches = (Course(), Course()), problem.batches(seed)
+    training, judge = setup.training(seed), Judge(setup.problem)
+    model = training.model
+    schedule = _schedule(side, setup, plan, judge, training)
+    jumps = run["jumps"] if side == "koopman" else []
+    last = plan.gradients if schedule else plan.whole
+    ends = (0.0, 0.0) if schedule else tuple(run[name]["seconds"][-1] for name in ("koopman", "koopman moving"))
+    courses, look_every = (Course(), Course()), max(1, (setup.lengths.per_epoch or plan.record) // LOOKS)
     moving, spent, averaging, clocks = Moving(), 0.0, 0.0, (0.0, 0.0)
-    for done, batch in enumerate(_forever(batches), 1):
+    for done, batch in enumerate(training.stream, 1):
         began = time.perf_counter()
-        problem.train_step(model, optimizer, *batch)
+        training.step(batch)
         report = _step(schedule, model, jumps, done)
         spent += time.perf_counter() - began
         if report is not None:
             jumps.append({
                 "gradients": done, "steps": report.steps, "rolled_back": report.rolled_back,
-                "test_loss": problem.evaluate(model)[0],
+                "test_loss": judge.moved(model).loss,
             })  # fmt: skip
-        if schedule and lengths.jumps_after(done):
+        if schedule and plan.jumps_after(done):
             averaging, moving = averaging + moving.seconds, Moving()
         moving.add(model)
         earlier, clocks = clocks, (spent, spent + averaging + moving.seconds)
         caught_up = any(then < end <= now for then, end, now in zip(earlier, ends, clocks, strict=True))
-        if done % max(1, batches.per_epoch // LOOKS) == 0 or done in (lengths.gradients, last) or caught_up:
-            _look(problem, model, courses, moving, done, *clocks)
-        tick(f"{side}, {lengths.phases} phases" if schedule else f"{config.optimizer} alone", min(done, last), last)
+        if done % look_every == 0 or done in (plan.gradients, last) or caught_up:
+            _look(judge, model, courses, moving, done, *clocks)
+        tick(f"{side}, {plan.phases} phases" if schedule else f"{setup.optimizer} alone", min(done, last), last)
         if done >= last and all(now >= end for now, end in zip(clocks, ends, strict=True)):
             return courses
 
@@ -156,34 +160,30 @@ def _step(schedule, model, jumps: list[dict], done: int):
         return None
 
 
-def _schedule(side: str, config: Config, lengths: Lengths, problem, model, optimizer):
+def _schedule(side: str, setup: Setup, plan: Schedule, judge: Judge, training):
     """What makes a side jump, if anything."""
+    model = training.model
     if side == "optimizer":
         return None
     if side == "line":
-        return Extrapolation(model, lengths.burn_in, lengths.record, lengths.rest, lengths.ahead)
-    phase = KoopmanPhase(model, **config.phase_options, capacity=lengths.record // config.every)
-    guard = None if config.horizon is None else lambda: problem.evaluate(model, "validation")[0]
+        return Extrapolation(model, plan.burn_in, plan.record, plan.rest, plan.ahead)
+    phase = KoopmanPhase(model, **setup.phase_options, capacity=plan.record // setup.every)
+    guard = None if setup.config.horizon is None else lambda: judge.guard(model)
     with warnings.catch_warnings():  # of jumps without guard and gate, which are what is measured
         warnings.simplefilter("ignore", RuntimeWarning)
         return KoopmanSchedule(
-            phase, optimizer, burn_in=lengths.burn_in, record=lengths.record, jump=lengths.jump, rest=lengths.rest,
-            repeats=lengths.phases, guard=guard, gate=None, horizon=config.horizon,
+            phase, training.optimizer, burn_in=plan.burn_in, record=plan.record, jump=plan.jump, rest=plan.rest,
+            repeats=plan.phases, guard=guard, gate=None, horizon=setup.config.horizon,
         )  # fmt: skip
 
 
-def _look(problem, model, courses, moving: Moving, gradients: int, seconds: float, averaged: float) -> None:
+def _look(judge: Judge, model, courses, moving: Moving, gradients: int, seconds: float, averaged: float) -> None:
     """The test set's view of the iterate and of the moving average."""
-    courses[0].look(gradients, seconds, problem.evaluate(model))
+    courses[0].look(gradients, seconds, judge.problem.evaluate(model))
     kept = weights_of(model)
     assign(model, moving.weights)
-    courses[1].look(gradients, averaged, problem.evaluate(model))
+    courses[1].look(gradients, averaged, judge.moved(model))
     assign(model, kept)
-
-
-def _forever(batches):
-    while True:
-        yield from batches.epoch()
 
 
 def run_phases(
@@ -191,7 +191,7 @@ def run_phases(
     phases: int,
     rest: int = 0,
     ahead: float | None = None,
-    tick: Callable[[int, str, int, int], None] = lambda *_: None,
+    tick: Callable[[int, str, int, int], None] = silent,
 ) -> dict:
     """Run every seed and write phases.json and phases.png into `config.out`; phases.json after each seed.
 
@@ -202,28 +202,20 @@ def run_phases(
         ahead: epochs that the null model's jumps go past its recording; without, no null model is run.
         tick: called with the seed, what is going on, how much of it is done, and of how much.
     """
-    config = config.checked()
-    if not config.T:
+    setup = prepare(config)
+    if not setup.lengths.phase:
         raise checks.InputError("T: a phase that jumps over 0 epochs does not jump; expected at least 1")
-    out = prepare_out(config.out)
-    problem, machine = make_problem(config), describe_machine()
-    if config.recommended:
-        config = recommended(config, problem.batches(0).per_epoch)
-    compile_kernels(config)
-    check_lengths(config, problem.batches(0).per_epoch)
-    lengths = Lengths.of(config, phases, rest, ahead, problem.batches(0).per_epoch)
+    plan, out = Schedule.of(setup, phases, rest, ahead), prepare_out(config.out)
+    compile_kernels(setup.options)
     results = {
-        "config": config.described(), "phases": phases, "rest": rest, "ahead": ahead, "machine": machine, "runs": [],
-        "complete": False,
+        "config": setup.described(), "phases": phases, "rest": rest, "ahead": ahead, "machine": describe_machine(),
+        "runs": [], "complete": False, "gradients": plan.gradients, "whole": plan.whole,
     }  # fmt: skip
-    results |= {"gradients": lengths.gradients, "whole": lengths.whole}
-    for seed in range(config.seeds):
-        with torch_threads(problem.threads):
-            run = run_seed(config, lengths, problem, seed, lambda *state, seed=seed: tick(seed, *state))
-        results["runs"].append(run)
-        results["complete"] = seed + 1 == config.seeds
-        machine["peak_memory_bytes"] = peak_memory()
-        write_json(out / "phases.json", results)
+
+    def one(seed: int, tick: Tick) -> Iterator[dict]:
+        yield run_seed(setup, plan, seed, tick)
+
+    run_seeds(setup, results, out / "phases.json", one, tick)
     figures.save(_figure(results), out / "phases.png")
     return results
 
@@ -248,25 +240,25 @@ def at_seconds(run: dict, side: str, seconds: float) -> float:
 
 def comparisons(results: dict) -> dict[str, Paired]:
     """Koopman's end against the others', by what is held equal; iterates against iterates, averages likewise."""
-    runs, found = results["runs"], {}
+    runs, comparisons = results["runs"], {}
     for average in ("", " moving"):
         koopman, name = "koopman" + average, "optimizer" + average
         ends = [run[koopman]["test_loss"][-1] for run in runs]
         said = "moving average" if average else "last iterate"
-        found[f"{said}, equal gradients"] = paired(
+        comparisons[f"{said}, equal gradients"] = paired(
             ends, [at_gradients(run, name, run[koopman]["gradients"][-1]) for run in runs]
         )
-        found[f"{said}, equal seconds"] = paired(
+        comparisons[f"{said}, equal seconds"] = paired(
             ends, [at_seconds(run, name, run[koopman]["seconds"][-1]) for run in runs]
         )
-        found[f"{said}, the optimizer through all that the jumps stood for"] = paired(
+        comparisons[f"{said}, the optimizer through all that the jumps stood for"] = paired(
             ends, [at_gradients(run, name, results["whole"]) for run in runs]
         )
         if "line" in runs[0]:
-            found[f"{said}, jumps along the line"] = paired(
+            comparisons[f"{said}, jumps along the line"] = paired(
                 ends, [run["line" + average]["test_loss"][-1] for run in runs]
             )
-    return found
+    return comparisons
 
 
 def rows(results: dict) -> list[tuple[str, ...]]:

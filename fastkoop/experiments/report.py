@@ -9,9 +9,13 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from ..files import write
-from .compare import seconds
-from .verdict import KOOPMAN, OPTIMIZER, baseline_rows, rows, words
+from ..files import write_result
+from . import figures
+from .costs import seconds
+from .eigenvalue_figure import eigenvalue_figure
+from .figures import loss_name
+from .paths import WeightPaths
+from .verdict import KOOPMAN, OPTIMIZER, baseline_rows, rows, short_rows, verdict, words
 
 PANELS = {
     "loss.png": "Loss over the phase", "accuracy.png": "Accuracy over the phase", "time.png": "Time per iteration",
@@ -37,23 +41,55 @@ th { font-weight: 600; vertical-align: bottom; }
 """
 
 
-def write_report(results: dict, out: pathlib.Path) -> pathlib.Path:
-    """Write report.html beside the figures, which it takes in. Returns its path.
+FILES = ("report.html", *PANELS)  # beside results.json
+
+
+def images(results: dict) -> dict[str, bytes]:
+    """The figures' PNGs by file name."""
+    paths = WeightPaths.of(results["paths"]) if results.get("paths") else None
+    drawn = figures.render(results, paths)
+    if (figure := eigenvalue_figure(results)) is not None:
+        drawn["spectra.png"] = figures.png(figure)
+    return drawn
+
+
+def draw_all(results: dict, out: pathlib.Path) -> None:
+    """Draw the figures and report.html into the folder `out`; an earlier comparison's that it has none of go.
 
     Args:
-        results: as `compare` returns them.
-        out: the folder with the figures; those that are missing are left out.
+        results: as results.json has them.
+        out: a folder.
     """
-    return write(out / "report.html", page(results, out).encode())
+    drawn = images(results)
+    for name, data in drawn.items():
+        write_result(out / name, data)
+    for name in set(PANELS) - set(drawn):
+        (out / name).unlink(missing_ok=True)
+    write_result(out / "report.html", page(results, drawn).encode())
 
 
-def page(results: dict, out: pathlib.Path) -> str:
+def write_report(results: dict, path: pathlib.Path) -> pathlib.Path:
+    """Write report.html, figures included, to a file, or into a folder. Returns its path."""
+    path = path / "report.html" if path.is_dir() else path
+    return write_result(path, page(results, images(results)).encode())
+
+
+def fragment(results: dict) -> str:
+    """Verdict and short table, for a notebook."""
+    heads = ("", loss_name(results), "accuracy", "gradients", "seconds")
+    sentences = "".join(f"<p>{_text(line)}</p>" for line in verdict(results))
+    return f"<div>{sentences}{_table(heads, short_rows(results))}</div>"
+
+
+def page(results: dict, drawn: dict[str, bytes]) -> str:
     """The page."""
     config = results["config"]
     title = f"Koopman against {config['optimizer']} on {config['dataset']}, {config['partition']}-wise"
     parts = [
         f"<h1>{_text(title)}</h1>", f'<p class="setting">{_text(_setting(results))}</p>',
-        f'<ul class="verdict">{"".join(f"<li>{_text(line)}</li>" for line in words(results))}</ul>',
+        f'<ul class="verdict">{"".join(f"<li>{_text(line)}</li>" for line in verdict(results))}</ul>',
+        _panel(drawn.get("loss.png"), PANELS["loss.png"]),
+        _section("In more words", f'<ul>{"".join(f"<li>{_text(line)}</li>" for line in words(results))}</ul>'),
         _section("At the end of the phase", _table(("", "loss", "accuracy", "an iteration", "T phase"), rows(results))),
         _section(
             "Against what costs next to nothing",
@@ -61,7 +97,7 @@ def page(results: dict, out: pathlib.Path) -> str:
                    last_words=True),
             "Losses are means over seeds with their standard deviation; p is of a paired t-test over seeds.",
         ),
-        *(_panel(out / name, caption) for name, caption in PANELS.items()),
+        *(_panel(drawn.get(name), caption) for name, caption in PANELS.items() if name != "loss.png"),
         _section("What it cost", _table(("", "seconds", "optimizer steps"), _costs(results)),
                  "Medians over seeds; an optimizer step is forward, backward and update."),
         _section("The operators", _table(LAYER_HEADS, _layers(results)),
@@ -90,10 +126,10 @@ def _section(title: str, body: str, note: str = "") -> str:
     return f"<h2>{_text(title)}</h2>\n{body}\n{note}"
 
 
-def _panel(path: pathlib.Path, caption: str) -> str:
-    if not path.exists():
+def _panel(png: bytes | None, caption: str) -> str:
+    if png is None:
         return ""
-    data = base64.b64encode(path.read_bytes()).decode()
+    data = base64.b64encode(png).decode()
     return (
         f'<figure><img alt="{_text(caption)}" src="data:image/png;base64,{data}">'
         f"<figcaption>{_text(caption)}</figcaption></figure>"
@@ -123,7 +159,7 @@ def _costs(results: dict) -> list[tuple[str, str, str]]:
         return median(value(run) for run in runs)
 
     step = over(lambda run: seconds(run, OPTIMIZER)["step"])
-    found = {
+    costs = {
         "an optimizer step": step,
         "recording, all of it": over(lambda run: run[KOOPMAN]["record_seconds"]),
         "fit": over(lambda run: run[KOOPMAN]["fit_seconds"]),
@@ -136,15 +172,19 @@ def _costs(results: dict) -> list[tuple[str, str, str]]:
     }
     return [
         (name, f"{value:.3g}", f"{value / step:.4g}" if step else "-")
-        for name, value in found.items()
+        for name, value in costs.items()
         if not math.isnan(value)
     ]
 
 
 def _layers(results: dict) -> list[tuple]:
-    own = results["runs"][0][KOOPMAN]
+    entry = results["runs"][0][KOOPMAN]
     return [
-        (name, *(f"{rank:g}" for rank in ranks), f"{own['residual'][name]:.3g}", f"{own['spectral_radius'][name]:.5g}",
-         own["kept"][name])
-        for name, ranks in own["rank"].items()
+        (name, *(f"{rank:g}" for rank in ranks), _digits(entry["residual"][name], 3),
+         _digits(entry["spectral_radius"][name], 5), entry["kept"][name])
+        for name, ranks in entry["rank"].items()
     ]  # fmt: skip
+
+
+def _digits(value: float | None, count: int) -> str:
+    return "-" if value is None else f"{value:.{count}g}"

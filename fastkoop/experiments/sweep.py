@@ -1,4 +1,4 @@
-"""fastkoop compare --sweep: many settings of a Koopman phase on the same recorded runs, chosen on validation images.
+"""fastkoop sweep: many settings of a Koopman phase on the same recorded runs, chosen on validation images.
 
 A seed's network is trained and every iterate of the recording kept once; each setting then records, fits and jumps from
 those. The test set is looked at for every setting and used to choose none.
@@ -7,7 +7,6 @@ those. The test set is looked at for every setting and used to choose none.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import pathlib
 import time
@@ -19,17 +18,17 @@ import numpy as np
 import torch
 
 from .. import checks
-from .. import cutoff as rules
 from ..cutoff import Rank
-from ..files import plain, prepare_out, write_json
+from ..files import plain, prepare_out, read_json
 from ..machine import describe_machine
-from ..observables import Affine, resolve
+from ..observables import Affine
+from ..options import Options
 from ..torch_adapter import KoopmanPhase
-from .baselines import Line, Mean, Moving, assign, weights_of
-from .compare import check_lengths, compile_kernels, judged, make_problem, train
-from .config import Config
+from .averages import Line, Mean, Moving, Weights, assign, weights_of
+from .config import Config, Setup, check_lengths, prepare
 from .paired import paired
-from .training import make_optimizer, torch_threads
+from .problems.checked import stop_if_not_finite
+from .runs import Judge, Tick, compile_kernels, run_seeds, silent
 
 GRID = {
     "partition": ["node", "layer", "network"],
@@ -53,10 +52,15 @@ def settings(grid: dict) -> Iterator[dict]:
         yield dict(zip(names, values, strict=True))
 
 
+def options_of(setting: dict) -> Options:
+    """What a KoopmanPhase is asked for in a setting."""
+    return Options(**{name: value for name, value in setting.items() if name != "partition"})
+
+
 def described(setting: dict) -> dict:
     """A setting in words, as sweep.json has it."""
-    words = {"cutoff": rules.describe(setting["cutoff"]), "observables": str(resolve(setting["observables"]))}
-    return {**setting, **words}
+    words = options_of(setting).describe()
+    return {name: words.get(name, value) for name, value in setting.items()}
 
 
 def horizons(T: int) -> list[int]:
@@ -71,32 +75,36 @@ def horizons(T: int) -> list[int]:
 class Iterates:
     """A trained network's recording, iterate by iterate, and what its averages and its optimizer come to."""
 
-    def __init__(self, config: Config, problem, seed: int, tick: Callable[[str, int, int], None]):
-        self.problem, self.model = problem, problem.make_model(seed)
-        optimizer = make_optimizer(config.optimizer, self.model, config.lr)
-        batches = problem.batches(seed)
-        self.per_epoch, self._q = batches.per_epoch, config.q
-        train(problem, self.model, optimizer, batches, config.t1, lambda *state: tick("training", *state))
-        count = (config.t2 - config.t1) * batches.per_epoch
-        self._epochs: deque[Mean] = deque(maxlen=config.t2 - config.t1)  # means of the last ones, together of `count`
-        self._all = KoopmanPhase(self.model, "network", capacity=count)
-        moving, line = {decay: Moving(decay) for decay in DECAYS}, Line()
+    def __init__(self, setup: Setup, seed: int, at: list[int], tick: Tick):
+        self.setup, self.judge = setup, Judge(setup.problem)
+        self.training = setup.training(seed)
+        self.model, self.per_epoch = self.training.model, setup.lengths.per_epoch
+        lengths = setup.lengths
+        self.training.run(lengths.before, lambda *state: self._look("training", tick, *state))
+        epochs = lengths.record // self.per_epoch
+        self._epochs: deque[Mean] = deque(maxlen=epochs)  # means of the last ones, together of the recording's length
+        self._all: list[Weights] = []
+        moving, line, every = {decay: Moving(decay) for decay in DECAYS}, Line(), Mean()
 
-        def after(done: int, of: int) -> None:
-            self._all.record()
-            for each in (*moving.values(), line):
-                each.add(self.model)
+        def after(done: int, of: int, loss) -> None:
+            self._look("recording", tick, done, of, loss)
+            self._all.append(weights_of(self.model))
+            for average in (*moving.values(), line, every):
+                average.add(self.model)
             self._add(done)
-            tick("recording", done, of)
 
-        train(problem, self.model, optimizer, batches, config.t2 - config.t1, after)
-        found = {"start": weights_of(self.model), "mean": self._all.average()}
-        found |= {f"moving {decay}": average.weights for decay, average in moving.items()}
-        found |= {f"line {share}": line.ahead(round(share * count)) for share in AHEAD}
-        self.baselines = {name: judged(problem, self.model, weights) for name, weights in found.items()}
-        self.show(count - 1)
-        for epochs in horizons(config.T):
-            self._go_on(config, batches, optimizer, epochs, tick)
+        self.training.run(lengths.record, after)
+        candidates = {"start": weights_of(self.model), "mean": every.weights}
+        candidates |= {f"moving {decay}": average.weights for decay, average in moving.items()}
+        candidates |= {f"line {share}": line.ahead(round(share * lengths.record)) for share in AHEAD}
+        self.baselines = {name: self.judge(self.model, weights) for name, weights in candidates.items()}
+        self.show(-1)
+        for before, epochs in itertools.pairwise((0, *at)):
+            self._go_on(before, epochs, tick)
+
+    def _look(self, what: str, tick: Tick, done: int, of: int, loss) -> None:
+        stop_if_not_finite(loss, f"while {what}, iteration {done}")
+        tick(what, done, of)
 
     def _add(self, done: int) -> None:
         """One more iterate, into its epoch's mean."""
@@ -104,67 +112,67 @@ class Iterates:
             self._epochs.append(Mean())
         self._epochs[-1].add(self.model)
 
-    def _go_on(self, config, batches, optimizer, epochs: int, tick) -> None:
+    def _go_on(self, before: int, epochs: int, tick: Tick) -> None:
         """The optimizer alone, to `epochs` after the recording: its last iterate, the mean of as many as recorded."""
-        before = max((at for at in horizons(config.T) if at < epochs), default=0)
 
-        def after(done: int, of: int) -> None:
+        def after(done: int, of: int, loss) -> None:
+            self._look(f"{self.setup.optimizer} alone", tick, done, of, loss)
             self._add(done)
-            tick(f"{config.optimizer} alone", done, of)
 
-        train(self.problem, self.model, optimizer, batches, epochs - before, after)
-        last, each = weights_of(self.model), [epoch.weights for epoch in self._epochs]
-        mean = {name: torch.stack([weights[name] for weights in each]).mean(dim=0) for name in last}
-        self.baselines[f"optimizer {epochs}"] = judged(self.problem, self.model, last)
-        self.baselines[f"optimizer mean {epochs}"] = judged(self.problem, self.model, mean)
+        self.training.run((epochs - before) * self.per_epoch, after)
+        last, means = weights_of(self.model), [epoch.weights for epoch in self._epochs]
+        mean = {name: torch.stack([weights[name] for weights in means]).mean(dim=0) for name in last}
+        self.baselines[f"optimizer {epochs}"] = self.judge(self.model, last)
+        self.baselines[f"optimizer mean {epochs}"] = self.judge(self.model, mean)
         assign(self.model, last)
+
+    @property
+    def count(self) -> int:
+        """Recorded iterates."""
+        return len(self._all)
 
     def show(self, at: int) -> None:
         """Put iterate `at` into the model."""
-        recording = self._all.parts.recordings[0]
-        recording.apply(recording.snapshots(self._all.snapshots)[at, :, : recording.group.n])
+        assign(self.model, self._all[at])
 
     def phase(self, partition: str, window: int) -> KoopmanPhase:
         """The same recording for another partition, or of means of `window` iterates; ends at the last iterate."""
-        count = self._all.snapshots
-        phase = KoopmanPhase(self.model, partition, q=self._q, window=window, capacity=max(2, count // window))
-        for at in range(count % window, count):
+        q = self.setup.config.q if partition == "quasi-node" else None
+        phase = KoopmanPhase(self.model, partition, q=q, window=window, capacity=max(2, self.count // window))
+        for at in range(self.count % window, self.count):
             self.show(at)
             phase.record()
         return phase
 
 
-def tried(made: Iterates, phase: KoopmanPhase, setting: dict, at: list[int]) -> dict:
+def tried(iterates: Iterates, phase: KoopmanPhase, setting: dict, at: list[int]) -> dict:
     """What one setting leads to, by epochs of the phase."""
     began = time.perf_counter()
-    options = {name: setting[name] for name in ("cutoff", "observables", "stabilize", "out_of_span")}
-    phase.fit(**options)
+    phase.fit(**options_of(setting).fit_arguments)
     fit_seconds, states = time.perf_counter() - began, []
     for epochs in at:
-        steps = epochs * made.per_epoch // phase.every * phase.every
+        steps = epochs * iterates.per_epoch // phase.every * phase.every
         began = time.perf_counter()
         phase.jump(steps)
-        states.append((weights_of(made.model), time.perf_counter() - began))
+        states.append((weights_of(iterates.model), time.perf_counter() - began))
         phase.rollback()
-    found = [judged(made.problem, made.model, weights) for weights, _ in states]
-    made.show(made._all.snapshots - 1)
+    judged = [iterates.judge(iterates.model, weights) for weights, _ in states]
+    iterates.show(-1)
     return {
         "record_seconds": phase.record_seconds, "fit_seconds": fit_seconds,
         "jump_seconds": [seconds for _, seconds in states],
-        **{key: [each[key] for each in found] for key in found[0]},
+        **{key: [entry[key] for entry in judged] for key in judged[0]},
     }  # fmt: skip
 
 
-def sweep(
-    config: Config, grid: dict | None = None, tick: Callable[[int, str, int, int], None] = lambda *_: None
-) -> dict:
+def sweep(config: Config, grid: dict | None = None, tick: Callable[[int, str, int, int], None] = silent) -> dict:
     """Try every setting of the grid on every seed, and write sweep.json into `config.out` after each.
 
     A sweep that was interrupted goes on where it stopped, if it was asked for the same.
 
     Args:
-        config: what to train; its own settings of a phase are not looked at. Without
-            `validation`, a sixth of the training images is taken out.
+        config: what to train; its options of a phase are not looked at. Without `validation`, a sixth of the training
+            images is taken out.
         grid: lists of partitions, windows, observables, stabilize, cutoffs and out_of_span; `GRID` where not given.
         tick: called with the seed, what is going on, how much of it is done, and of how much.
 
@@ -174,70 +182,78 @@ def sweep(
     Raises:
         ValueError, TypeError: on bad options or data, before anything is trained.
     """
-    grid = GRID | (grid or {})
-    config = with_validation(config)
-    at, every = horizons(config.T), list(settings(grid))
-    if not at:
-        raise checks.InputError("T: a sweep looks at the end of a phase; expected at least 1 epoch")
-    problem = _checked_problem(config, every)
-    out = prepare_out(config.out)
-    path = out / "sweep.json"
+    combinations = list(settings(GRID | (grid or {})))
+    _check_settings(config, combinations)
+    setup = prepare(with_validation(config))
+    at = _horizons_of(setup)
+    for setting in combinations:
+        check_lengths(setup.lengths, options_of(setting))
+    path = prepare_out(config.out) / "sweep.json"
     results = {
-        "config": config.described(), "settings": [described(setting) for setting in every], "horizons": at,
+        "config": setup.described(), "settings": [described(setting) for setting in combinations], "horizons": at,
         "machine": describe_machine(), "baselines": {}, "runs": [], "complete": False,
     }  # fmt: skip
     _take_up(results, path)
-    compile_kernels(config)
-    for seed in range(config.seeds):
+    compile_kernels(setup.options)
+
+    def one(seed: int, tick: Tick) -> Iterator[dict]:
         done = {run["setting"] for run in results["runs"] if run["seed"] == seed}
-        if len(done) == len(every) and str(seed) in results["baselines"]:
-            continue
-        with torch_threads(problem.threads):
-            _sweep_seed(config, problem, seed, every, done, results, path, tick)
-    results["complete"] = True
-    write_json(path, results)
+        if len(done) < len(combinations) or str(seed) not in results["baselines"]:
+            yield from _sweep_seed(setup, seed, combinations, done, results, tick)
+
+    run_seeds(setup, results, path, one, tick)
     return results
 
 
-def _checked_problem(config: Config, every: list[dict]):
-    """What is trained, if every setting can be tried on it."""
-    checked = []
-    for setting in every:
-        if resolve(setting["observables"]).momentum:
+def _check_settings(config: Config, combinations: list[dict]) -> None:
+    """Raise for a setting that cannot be tried."""
+    for setting in combinations:
+        if setting["partition"] != "quasi-node":
+            replace(config, partition=setting["partition"], q=None).checked()
+        elif config.q is None:
+            raise checks.InputError('q: the partition "quasi-node" needs --q, the number of weights in a block')
+        if options_of(setting).observables.momentum:
             raise checks.InputError("grid: a sweep replays weights, which have no velocities; leave Momentum() out")
-        q = config.q if setting["partition"] == "quasi-node" else None
-        checked.append(replace(config, **setting, q=q, every=1, horizon=None).checked())
-    problem = make_problem(config)
-    for each in checked:
-        check_lengths(each, problem.batches(0).per_epoch)
-    return problem
+
+
+def _horizons_of(setup: Setup) -> list[int]:
+    """Epochs of the phase at which settings are looked at."""
+    lengths, config = setup.lengths, setup.config
+    if lengths.per_epoch is None or lengths.phase % lengths.per_epoch or lengths.record % lengths.per_epoch:
+        raise checks.InputError(
+            f"T: a sweep counts whole epochs, got t1 = {config.t1}, t2 = {config.t2}, T = {config.T}"
+        )
+    at = horizons(lengths.phase // lengths.per_epoch)
+    if not at:
+        raise checks.InputError("T: a sweep looks at the end of a phase; expected at least 1 epoch")
+    return at
 
 
 def with_validation(config: Config) -> Config:
     """The config, checked, with validation images to choose by."""
     config = config.checked()
-    if config.validation:
+    if config.validation or prepare(config).problem.validates:
         return config
-    if config.dataset not in IMAGES:
-        raise checks.InputError(f"dataset: a sweep chooses by validation images, and {config.dataset} has none")
-    return replace(config, validation=IMAGES[config.dataset] // SHARE)
+    if config.problem not in IMAGES:
+        name = config.problem if isinstance(config.problem, str) else type(config.problem).__name__
+        raise checks.InputError(f"dataset: a sweep chooses by validation images, and {name} has none")
+    return replace(config, validation=IMAGES[config.problem] // SHARE)
 
 
-def _sweep_seed(config, problem, seed: int, every: list[dict], done: set, results: dict, path, tick) -> None:
-    made = Iterates(config, problem, seed, lambda *state: tick(seed, *state))
-    results["baselines"][str(seed)] = made.baselines
+def _sweep_seed(setup: Setup, seed: int, combinations: list[dict], done: set, results: dict, tick: Tick):
+    """The runs of a seed that are not there yet."""
+    iterates = Iterates(setup, seed, results["horizons"], tick)
+    results["baselines"][str(seed)] = iterates.baselines
     phase, key = None, None
-    for i, setting in enumerate(every):
-        tick(seed, "settings", i, len(every))
+    for i, setting in enumerate(combinations):
+        tick("settings", i, len(combinations))
         if i in done:
             continue
         if key != (setting["partition"], setting["window"]):
             key = setting["partition"], setting["window"]
-            phase = made.phase(*key)
-        run = {"seed": seed, "setting": i, **tried(made, phase, setting, results["horizons"])}
-        results["runs"].append(run)
-        write_json(path, results)
-    tick(seed, "settings", len(every), len(every))
+            phase = iterates.phase(*key)
+        yield {"seed": seed, "setting": i, **tried(iterates, phase, setting, results["horizons"])}
+    tick("settings", len(combinations), len(combinations))
 
 
 def _take_up(results: dict, path: pathlib.Path) -> None:
@@ -245,21 +261,46 @@ def _take_up(results: dict, path: pathlib.Path) -> None:
     if not path.exists():
         return
     try:
-        old = json.loads(path.read_text())
-    except (OSError, ValueError):
-        raise checks.InputError(f"out: {path} cannot be gone on with; name another folder with --out") from None
+        old = read_json(path)
+    except checks.InputError as error:
+        raise checks.InputError(
+            f"out: {error}, so that no sweep goes on there; name another folder with --out"
+        ) from None
+    if not _well_formed(old):
+        raise checks.InputError(f"out: {path} is not a sweep's, or damaged; name another folder with --out")
     wanted = results["config"]["seeds"]
-    same = isinstance(old, dict) and {"config", "settings", "horizons", "runs", "baselines"} <= set(old)
-    same = (
-        same
-        and {**old["config"], "seeds": wanted} == plain(results["config"])
-        and all(old[name] == plain(results[name]) for name in ("settings", "horizons"))
-    )
-    if not same:
+    same = {**old["config"], "seeds": wanted} == plain(results["config"])
+    if not (same and all(old[name] == plain(results[name]) for name in ("settings", "horizons"))):
         raise checks.InputError(f"out: {path} holds another sweep; name another folder with --out")
     if len(old["baselines"]) > wanted:
         raise checks.InputError(f"seeds: {path} has {len(old['baselines'])} of them, got {wanted}; ask for as many")
     results["runs"], results["baselines"] = old["runs"], old["baselines"]
+
+
+RUN_LISTS = ("test_loss", "validation_loss", "jump_seconds")
+
+
+def _well_formed(old) -> bool:
+    """Whether a file has what a sweep goes on from, of the kinds that it writes."""
+    kinds = {"config": dict, "settings": list, "horizons": list, "runs": list, "baselines": dict}
+    if not (isinstance(old, dict) and all(isinstance(old.get(name), kind) for name, kind in kinds.items())):
+        return False
+    entries = [entry for baselines in old["baselines"].values() if isinstance(baselines, dict)
+               for entry in baselines.values()]  # fmt: skip
+    return (
+        all(seed.isdecimal() and isinstance(own, dict) for seed, own in old["baselines"].items())
+        and all(isinstance(entry, dict) and {"test_loss", "validation_loss"} <= set(entry) for entry in entries)
+        and all(_run_well_formed(run, len(old["settings"]), len(old["horizons"])) for run in old["runs"])
+    )
+
+
+def _run_well_formed(run, settings: int, horizons: int) -> bool:
+    return (
+        isinstance(run, dict)
+        and all(type(run.get(name)) is int for name in ("seed", "setting"))
+        and 0 <= run["setting"] < settings
+        and all(isinstance(run.get(name), list) and len(run[name]) == horizons for name in RUN_LISTS)
+    )
 
 
 def ranking(results: dict) -> list[tuple[float, int]]:
@@ -303,7 +344,7 @@ def best_baseline(results: dict, kind: str) -> str:
 def baseline(results: dict, name: str, key: str) -> list[float]:
     """A baseline's losses, a seed each."""
     by_seed = sorted(results["baselines"].items(), key=lambda item: int(item[0]))
-    return [math.inf if own[name][key] is None else own[name][key] for _, own in by_seed]
+    return [math.inf if entry[name][key] is None else entry[name][key] for _, entry in by_seed]
 
 
 def never_diverges(results: dict, setting: int) -> bool:

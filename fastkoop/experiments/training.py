@@ -1,17 +1,16 @@
-"""The trainer of the comparison: the report's network, its optimizers, the same batches for everybody."""
+"""The trainer of the comparison: the report's network, optimizers by name, mini-batches, a model in training."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-
-from .problems.datasets import Dataset
 
 HIDDEN = (20, 20, 20)  # A. Rao's and the paper's network: 784-20-20-20-10, ReLU
 
@@ -29,7 +28,7 @@ def make_model(features: int, classes: int, seed: int) -> nn.Sequential:
     """The network for this seed; its outputs are logits.
 
     Weights start as Glorot & Bengio (2010) normal and biases as N(0, 0.01^2), the usual choice in the
-    report's framework, JAX; with PyTorch's own about as many first-layer units die.
+    report's framework, JAX; with PyTorch's defaults about as many first-layer units die.
     """
     torch.manual_seed(seed)
     sizes = (features, *HIDDEN, classes)
@@ -47,11 +46,24 @@ def make_optimizer(name: str, model: nn.Module, lr: float | None) -> torch.optim
     return kind(model.parameters(), lr=usual if lr is None else lr, **options)
 
 
-class Batches:
-    """Shuffled mini-batches of the training set, the last one of an epoch smaller; a seed fixes them all."""
+def named_optimizer(optimizer: torch.optim.Optimizer) -> str:
+    """What an optimizer is called in results: its class, or "momentum" for SGD that has some."""
+    if type(optimizer) is torch.optim.SGD and optimizer.param_groups[0].get("momentum"):
+        return "momentum"
+    return type(optimizer).__name__.lower()
 
-    def __init__(self, data: Dataset, batch_size: int, seed: int):
-        self.images, self.labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)
+
+class Batches:
+    """Shuffled mini-batches of a data set, the last one of an epoch smaller; a seed fixes them all.
+
+    Args:
+        data: with `train_images` (N, features) and `train_labels` (N,), arrays or tensors.
+        batch_size: images in a batch.
+        seed: of the order.
+    """
+
+    def __init__(self, data, batch_size: int, seed: int):
+        self.images, self.labels = torch.as_tensor(data.train_images), torch.as_tensor(data.train_labels)
         self.batch_size = batch_size
         self._random = np.random.default_rng(seed)
 
@@ -60,10 +72,16 @@ class Batches:
         """Iterations in an epoch."""
         return -(-len(self.images) // self.batch_size)
 
+    def __len__(self) -> int:
+        return self.per_epoch
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return self.epoch()
+
     def epoch(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One pass over the training set in a new order."""
         order = torch.from_numpy(self._random.permutation(len(self.images)))
-        for chosen in order.split(self.batch_size):
+        for chosen in order.to(self.images.device).split(self.batch_size):
             yield self.images[chosen], self.labels[chosen]
 
 
@@ -74,46 +92,46 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images, label
     optimizer.step()
 
 
-class Evaluation:
-    """Loss and accuracy over the whole test set, or the images that were taken out of the training set to choose by."""
+class Training:
+    """A model in training: its optimizer and scheduler, and the batches it has yet to see.
 
-    def __init__(self, data: Dataset):
-        parts = {"test": (data.test_images, data.test_labels)}
-        if data.validation_images is not None:
-            parts["validation"] = data.validation_images, data.validation_labels
-        self.parts = {name: tuple(map(torch.from_numpy, part)) for name, part in parts.items()}
+    Args:
+        problem: a `CheckedProblem`.
+        seed: of the initial weights and the batches.
+        optimizer, lr: the optimizer's name, None for the problem's, and its learning rate, None for the usual one.
+    """
 
-    @torch.no_grad()
-    def __call__(self, model: nn.Module, part: str = "test") -> tuple[float, float]:
-        """Mean cross-entropy and share of right answers."""
-        images, labels = self.parts[part]
-        logits = model(images)
-        accuracy = (logits.argmax(dim=1) == labels).double().mean()
-        return float(functional.cross_entropy(logits, labels)), float(accuracy)
+    def __init__(self, problem, seed: int, optimizer: str | None, lr: float | None):
+        self.problem, self.model = problem, problem.make_model(seed)
+        self._choice = optimizer, lr
+        self.optimizer, self.scheduler = problem.make_optimizer(self.model, optimizer, lr)
+        self.batches = problem.batches(seed)
+        self.stream = self.batches.forever()
 
+    def step(self, batch) -> torch.Tensor | None:
+        """One iteration; the loss before it."""
+        loss = self.problem.train_step(self.model, self.optimizer, batch)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return loss
 
-class Classification:
-    """The report's problem: its network learns the labels of a data set. The oscillator has the same methods."""
+    def run(self, iterations: int, after: Callable[[int, int, torch.Tensor | None], None]) -> None:
+        """So many iterations; after(done, of, loss) follows each."""
+        for done, batch in enumerate(itertools.islice(self.stream, iterations), 1):
+            after(done, iterations, self.step(batch))
 
-    threads: int | None = None  # PyTorch's own
-    train_step = staticmethod(train_step)
-
-    def __init__(self, data: Dataset, batch_size: int):
-        self._data, self._batch_size = data, batch_size
-        self.evaluate = Evaluation(data)
-        self.validates = data.validation_images is not None
-
-    def make_model(self, seed: int) -> nn.Sequential:
-        """The network for this seed."""
-        return make_model(self._data.features, self._data.classes, seed)
-
-    def batches(self, seed: int) -> Batches:
-        """The mini-batches for this seed."""
-        return Batches(self._data, self._batch_size, seed)
-
-    def measures(self, *_, **__) -> dict:
-        """Nothing beside the curves."""
-        return {}
+    def twin(self) -> Training:
+        """A copy that trains on by itself, on the same stream of batches."""
+        twin = copy.copy(self)
+        if self._choice[0] is not None or type(self.optimizer).__module__.startswith("torch."):
+            twin.model, twin.optimizer, twin.scheduler = copy.deepcopy((self.model, self.optimizer, self.scheduler))
+            return twin
+        twin.model = copy.deepcopy(self.model)  # an optimizer of the user's may keep more than copying takes along
+        twin.optimizer, twin.scheduler = self.problem.make_optimizer(twin.model, *self._choice)
+        twin.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        if self.scheduler is not None:
+            twin.scheduler.load_state_dict(copy.deepcopy(self.scheduler.state_dict()))
+        return twin
 
 
 @contextlib.contextmanager

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from statistics import median, stdev
 
-from .compare import seconds
+from . import baselines
+from .costs import seconds
+from .figures import loss_name
 from .paired import SIGNIFICANT, paired
 from .problems.movement import words as movement_words
 from .problems.oscillator import NAME as OSCILLATOR
@@ -17,14 +19,10 @@ def _over_seeds(results: dict, value) -> float:
     return median(value(run) for run in results["runs"])
 
 
-def _worst_as_infinite(loss: float) -> float:
-    return math.inf if math.isnan(loss) else loss
-
-
 def final_loss(run: dict, side: str) -> float:
     """Test loss at the end of the T phase; of "average", of the mean of the recorded iterates. Diverged is inf."""
     loss = run[side]["test_loss"]
-    return _worst_as_infinite(loss[-1] if isinstance(loss, list) else loss)
+    return _number(loss[-1] if isinstance(loss, list) else loss)
 
 
 def final_accuracy(run: dict, side: str) -> float:
@@ -44,8 +42,8 @@ def rows(results: dict) -> list[tuple[str, ...]]:
         accuracy = _over_seeds(results, lambda run, side=side: final_accuracy(run, side))
         step, phase = "", ""
         if side != AVERAGE:
-            each = _over_seeds(results, lambda run, side=side: seconds(run, side)["step"])
-            step = milliseconds(each / (results["config"]["every"] if side == KOOPMAN else 1))
+            median_step = _over_seeds(results, lambda run, side=side: seconds(run, side)["step"])
+            step = milliseconds(median_step / (results["config"]["every"] if side == KOOPMAN else 1))
             phase = f"{_over_seeds(results, lambda run, side=side: seconds(run, side)['phase']):.3g} s"
         if side == KOOPMAN:
             phase += f" ({_over_seeds(results, lambda run: seconds(run, KOOPMAN)['jump']):.3g} s by jump)"
@@ -53,24 +51,115 @@ def rows(results: dict) -> list[tuple[str, ...]]:
     return table
 
 
-BASELINES = {
-    "start": "no jump: the last recorded iterate",
-    "mean": "mean of the recorded iterates (SWA)",
-    "moving": "moving average of the recorded iterates",
-    "line": "the line through the recorded iterates, at the last",
-    "rank one": "a jump with operators of rank 1",
-    "equal time": "{name}, as long as the Koopman phase took",
-    "optimizer": "{name}, to the end of the phase",
-    "optimizer mean": "{name}, mean of its last iterates there",
-    "optimizer moving": "{name}, moving average there",
-}
+BASELINES = {key: kind.label for key, kind in baselines.BASELINES.items()}
+FREE = ("start", "mean", "moving", "line")  # what costs no gradient beyond the recording
+
+
+def short_rows(results: dict) -> list[tuple[str, ...]]:
+    """The short table: who, loss, accuracy, gradients, seconds since t2; medians over seeds."""
+    runs, name = results["runs"], results["config"]["optimizer"]
+    at_t2, at_end = _over_seeds(results, _gradients("start")), _over_seeds(results, _gradients("optimizer"))
+
+    def line(label: str, loss, accuracy, gradients: float, spent: float) -> tuple[str, ...]:
+        shares = [accuracy(run) for run in runs]
+        share = "-" if any(value is None or math.isnan(value) for value in shares) else f"{median(shares):.2%}"
+        return label, f"{_over_seeds(results, loss):.4g}", share, f"{gradients:g}", f"{spent:.3g}"
+
+    def cost(side: str, what: str) -> float:
+        return _over_seeds(results, lambda run: seconds(run, side)[what])
+
+    def sides(side: str):
+        return (lambda run: final_loss(run, side)), (lambda run: final_accuracy(run, side))
+
+    def of(key: str, what: str):
+        return lambda run: run["baselines"][key][what]
+
+    table = [
+        line("Koopman, one jump", jump_loss, lambda run: run[KOOPMAN]["jumped"]["test_accuracy"], at_t2,
+             cost(KOOPMAN, "jump")),
+        line("Koopman, step by step", *sides(KOOPMAN), at_t2, cost(KOOPMAN, "phase")),
+        line(f"{name}", *sides(OPTIMIZER), at_end, cost(OPTIMIZER, "phase")),
+    ]  # fmt: skip
+    for key, kind in baselines.BASELINES.items():
+        if kind.short and all(run["baselines"].get(key) for run in runs):
+            table.append(line(
+                kind.short.format(name=name), lambda run, key=key: _number(run["baselines"][key]["test_loss"]),
+                of(key, "test_accuracy"), _over_seeds(results, _gradients(key)),
+                _over_seeds(results, of(key, "seconds")),
+            ))  # fmt: skip
+    return table
+
+
+def _gradients(key: str):
+    return lambda run: run["baselines"][key]["gradients"]
+
+
+def _number(loss: float | None) -> float:
+    """A loss of results.json: None is one that was not finite."""
+    return math.inf if loss is None or math.isnan(loss) else loss
+
+
+def jump_loss(run: dict) -> float:
+    """Test loss after one jump."""
+    return _number(run[KOOPMAN]["jumped"]["test_loss"])
+
+
+def pays(run: dict) -> bool:
+    """Whether the jump ends below everything that costs no gradient."""
+    return jump_loss(run) < min(_number(run["baselines"][key]["test_loss"]) for key in FREE if key in run["baselines"])
+
+
+def verdict(results: dict) -> list[str]:
+    """Whether the phase paid, beside what, and what it took, in three or four sentences."""
+    runs, name, what = results["runs"], results["config"]["optimizer"], loss_name(results)
+    won = [pays(run) for run in runs]
+    free = {
+        key: _over_seeds(results, lambda run, key=key: _number(run["baselines"][key]["test_loss"]))
+        for key in FREE
+        if all(key in run["baselines"] for run in runs)
+    }
+    best = min(free, key=free.__getitem__)
+    jump, end = _over_seeds(results, jump_loss), _over_seeds(results, lambda run: final_loss(run, OPTIMIZER))
+    steps = runs[0]["optimizer"]["iteration"][-1]
+    lines = [
+        f"{_answer(won)}: one jump over {steps} iterations ends at a {what} of {jump:.4g}; the best of what costs no "
+        f"further gradient, {BASELINES[best]}, is at {free[best]:.4g}; {steps} iterations of {name} end at {end:.4g}."
+    ]
+    lines += _forecast_words(runs, won)
+    spent, phase = (
+        _over_seeds(results, lambda run, side=side: seconds(run, side)["jump"]) for side in (KOOPMAN, OPTIMIZER)
+    )
+    if phase and spent:
+        lines.append(f"Recording, fit and jump took {spent:.3g} s, {_faster(phase / spent)} than those iterations.")
+    return lines + movement_words([run[OSCILLATOR] for run in runs if OSCILLATOR in run], name)
+
+
+def _answer(won: list[bool]) -> str:
+    if len(won) == 1:
+        return "It pays" if won[0] else "It does not pay"
+    head = "It pays" if all(won) else "It does not pay" if not any(won) else "It pays on some seeds"
+    return f"{head} ({sum(won)} of {len(won)})"
+
+
+def _forecast_words(runs: list[dict], won: list[bool]) -> list[str]:
+    """What the recording said of the jump beforehand, and whether it was right."""
+    said = [run[KOOPMAN]["forecast"]["pays"] for run in runs if run[KOOPMAN].get("forecast")]
+    if len(said) != len(runs):
+        return []
+    right = sum(a == b for a, b in zip(said, won, strict=True))
+    if len(runs) == 1:
+        return [f"The forecast from the recording alone was: {'it pays' if said[0] else 'it does not'}; it was "
+                f"{'right' if right else 'wrong'}."]  # fmt: skip
+    return [
+        f"The forecast from the recording alone said yes on {sum(said)} of {len(runs)} seeds and was right on {right}."
+    ]
 
 
 def baseline_rows(results: dict) -> list[tuple[str, ...]]:
     """A line per baseline and for the jump: who, test loss (mean and spread), accuracy, gradients, seconds since t2,
     and how far Koopman's jump is from it."""
     runs, name = results["runs"], results["config"]["optimizer"]
-    jump = [_worst_as_infinite(run[KOOPMAN]["jumped"]["test_loss"]) for run in runs]
+    jump = [jump_loss(run) for run in runs]
     spent = _over_seeds(results, lambda run: seconds(run, KOOPMAN)["jump"])
     table = [(
         f"Koopman, {results['config']['partition']}, one jump", spread(jump),
@@ -78,14 +167,14 @@ def baseline_rows(results: dict) -> list[tuple[str, ...]]:
         str(runs[0]["baselines"]["mean"]["gradients"]), f"{spent:.3g}", "",
     )]  # fmt: skip
     for key, label in BASELINES.items():
-        own = [run["baselines"].get(key) for run in runs]
-        if None in own:  # results of an earlier version, or a phase of no iterations
+        entries = [run["baselines"].get(key) for run in runs]
+        if None in entries:  # results of an earlier version, or a phase of no iterations
             continue
-        losses = [_worst_as_infinite(each["test_loss"]) for each in own]
+        losses = [_number(entry["test_loss"]) for entry in entries]
         table.append((
-            label.format(name=name), spread(losses), _share([each["test_accuracy"] for each in own]),
-            f"{median(each['gradients'] for each in own):g}", f"{median(each['seconds'] for each in own):.3g}",
-            str(paired(jump, losses)),
+            label.format(name=name), spread(losses), _share([entry["test_accuracy"] for entry in entries]),
+            f"{median(entry['gradients'] for entry in entries):g}",
+            f"{median(entry['seconds'] for entry in entries):.3g}", str(paired(jump, losses)),
         ))  # fmt: skip
     return table
 
@@ -142,7 +231,7 @@ def _jump_words(results: dict) -> list[str]:
     if results["config"].get("horizon"):
         chosen = ", ".join("back" if run[KOOPMAN]["jumped"]["rolled_back"] else str(run[KOOPMAN]["jumped"]["steps"])
                            for run in runs)  # fmt: skip
-        loss = _over_seeds(results, lambda run: _worst_as_infinite(run[KOOPMAN]["jumped"]["test_loss"]))
+        loss = _over_seeds(results, jump_loss)
         count = results["config"]["validation"]
         lines.append(f"By the loss on {count} validation images the guarded jump goes {chosen} iterations far, "
                      f"where the test loss is {loss:.4g}.")  # fmt: skip
@@ -154,7 +243,7 @@ def _jump_words(results: dict) -> list[str]:
 
 def _dip(run: dict) -> tuple[int, float]:
     """(iteration, loss over the starting loss) of the best evaluated state of one run."""
-    losses = [_worst_as_infinite(loss) for loss in run[KOOPMAN]["test_loss"]]
+    losses = [_number(loss) for loss in run[KOOPMAN]["test_loss"]]
     best = min(range(len(losses)), key=losses.__getitem__)
     return run[KOOPMAN]["iteration"][best], losses[best] / losses[0]
 

@@ -14,7 +14,7 @@ import numpy as np
 from .. import checks
 from .. import cutoff as rules
 from ..backends import ROUTES, each_large_block, resolution, tridiagonalize
-from ..files import plain, prepare_out, write, write_json
+from ..files import plain, prepare_out, write_json, write_result
 from .devices import Gpu, Host, open_device
 from .throughput import COSTS, PARTS, RECORD, Ceilings, Cost, Timing, measure
 
@@ -33,7 +33,7 @@ FLOAT64_KERNELS = ("solve", "evolve", "advance", *PARTS)  # whatever the data: a
 
 
 @dataclass(frozen=True)
-class Config:
+class Request:
     """One profile. blocks None: as many as make a batch that exceeds the caches, or of large blocks one a thread."""
 
     sizes: tuple[tuple[int, int], ...] = SIZES
@@ -44,7 +44,7 @@ class Config:
     device: str = "cpu"
     out: str = "fastkoop-profile"
 
-    def checked(self) -> Config:
+    def checked(self) -> Request:
         """The same.
 
         Raises:
@@ -274,7 +274,7 @@ class Task(NamedTuple):
     kernel: str
 
 
-def tasks(config: Config, device: Host | Gpu) -> list[Task]:
+def tasks(config: Request, device: Host | Gpu) -> list[Task]:
     """The rows of a profile, those on the same data next to each other.
 
     Full-rank and truncated blocks cost differently where they are solved, in solve and predict; one singular value
@@ -308,7 +308,7 @@ def _last_value(n: int, m: int, data: str) -> float:
     return UNRESOLVED * _rule(n, m)[1] if data == "unresolved" else LAST_VALUE[data]
 
 
-def rows(config: Config, device: Host | Gpu, tick: Callable[[str, int, int], None]) -> Iterator[dict]:
+def rows(config: Request, device: Host | Gpu, tick: Callable[[str, int, int], None]) -> Iterator[dict]:
     """Measure the kernels, a row of profile.json each but for its share, in about `config.seconds`.
 
     On a machine too slow for that every row still gets a round, and the parts of large blocks three.
@@ -372,7 +372,7 @@ def against(row: dict, dtype: str, ceilings: Ceilings) -> dict:
 
 
 def profile(
-    config: Config, tick: Callable[[str, int, int], None] = lambda *_: None, device: Host | Gpu | None = None
+    config: Request, tick: Callable[[str, int, int], None] = lambda *_: None, device: Host | Gpu | None = None
 ) -> dict:
     """Measure ceilings and kernels, and write profile.json and roofline.png into `config.out`.
 
@@ -411,5 +411,5 @@ def profile(
         "kernels": [{**one, **against(one, config.dtype, ceilings[-1])} for one in measured],
     }
     write_json(out / "profile.json", results)
-    write(out / "roofline.png", draw(results))
+    write_result(out / "roofline.png", draw(results))
     return plain(results)

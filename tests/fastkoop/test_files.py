@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from fastkoop import InputError
-from fastkoop.files import _prefix, plain, prepare_out, write, write_json, write_with
+from fastkoop.files import _prefix, plain, prepare_out, read_json, write, write_json, write_with
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -21,10 +21,10 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert json.loads(path.read_text()) == {"a": [1.0, None, None]}
 
     def fail(*_):
-        raise OSError("no space left")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(InputError, match=r"cannot write '.*results.json' \(No space left on device\); make room"):
         write_json(path, {"b": 2})
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
     assert json.loads(path.read_text()) == {"a": [1.0, None, None]}
@@ -49,8 +49,28 @@ def test_a_folder_is_made_and_left_empty(tmp_path):
 def test_an_unwritable_out_is_refused(tmp_path):
     taken = tmp_path / "file"
     taken.write_text("")
-    with pytest.raises(InputError, match=r"out: cannot write into .*file.*name another folder with --out"):
-        prepare_out(str(taken / "below"))
+    for out in (taken / "below", taken, tmp_path / ("x" * 300), f"{tmp_path}/nul\0", tmp_path / "link" / "on"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(taken)
+        with pytest.raises(InputError, match=r"(?s)out: cannot write into .*name another folder with --out"):
+            prepare_out(str(out))
+
+
+@pytest.mark.parametrize("out", ["", "  "])
+def test_an_empty_name_is_not_the_current_folder(out):
+    with pytest.raises(InputError, match=r"out: expected a folder, got '"):
+        prepare_out(out)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [(None, "No such file"), ("{", "is not JSON"), ("[" * 200_000, "nested too deeply")]
+)
+def test_json_that_cannot_be_read_is_named(tmp_path, text, says):
+    path = tmp_path / "results.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=rf"results\.json.*{says}"):
+        read_json(path)
 
 
 class TestWriting:

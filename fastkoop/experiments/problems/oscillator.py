@@ -19,6 +19,8 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import nn
 
+from ...checks import InputError
+from . import register
 from .movement import Weights, compared, costs, drift
 
 NAME = "oscillator"
@@ -51,9 +53,10 @@ class Oscillator:
     start: tuple[float, float] = (1.3, 1.0)
     dtype: torch.dtype = torch.float32
 
-    validates = False  # there are no images to choose by
+    name = NAME
+    epochs = (35_000, 45_000, 2_500)  # the paper's
+    epoch_name, loss_name = "iteration", "residual loss"
     threads = 1  # a second one made a step of these sizes 20 times slower on two busy cores
-    per_epoch = 1
 
     def make_model(self, seed: int) -> nn.Sequential:
         """The network N for this seed: one input, two outputs, PyTorch's own initial weights."""
@@ -63,13 +66,9 @@ class Oscillator:
             layers += [nn.Linear(inputs, outputs, dtype=self.dtype), Sine()]
         return nn.Sequential(*layers[:-1])
 
-    def batches(self, seed: int) -> Oscillator:
-        """The batches of every epoch, here the problem itself."""
-        return self
-
-    def epoch(self):
+    def batches(self, seed: int) -> list[None]:
         """One batch without contents: the times are always the same."""
-        yield ()
+        return [None]
 
     @functools.cached_property
     def times(self) -> torch.Tensor:
@@ -101,22 +100,20 @@ class Oscillator:
             value, rate = weights[i] @ value + weights[i + 1][..., None], weights[i] @ rate
         return initial + factor * value, slope * value + factor * rate
 
-    def loss(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    def loss(self, model: nn.Module, batch: None = None) -> torch.Tensor:
+        """The residual of a model."""
+        return self.residual(tuple(model.parameters()))
+
+    def residual(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
         """Mean squared residual of Hamilton's equations, (...)."""
         z, rate = self.solution(weights)
         (x, p), (dx, dp) = z.unbind(-2), rate.unbind(-2)
         return ((dx - p).square() + (dp + x * (1 + x * x)).square()).mean(-1)
 
-    def train_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """One optimizer iteration on all points."""
-        optimizer.zero_grad()
-        self.loss(tuple(model.parameters())).backward()
-        optimizer.step()
-
     @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> tuple[float, None]:
-        """The loss; no accuracy, for nothing is classified."""
-        return float(self.loss(tuple(model.parameters()))), None
+    def evaluate(self, model: nn.Module) -> float:
+        """The residual; no accuracy, for nothing is classified."""
+        return float(self.loss(model))
 
     @functools.cached_property
     def exact(self) -> np.ndarray:
@@ -148,10 +145,24 @@ class Oscillator:
 
     @torch.no_grad()
     def _loss(self, weights: Weights) -> float:
-        return float(self.loss(tuple(weights.values())))
+        return float(self.residual(tuple(weights.values())))
 
     @torch.no_grad()
     def solution_error(self, weights: Weights) -> float:
         """Root of the mean squared distance from the exact (x, p)."""
         z, _ = self.solution(tuple(weights.values()))
         return float(np.sqrt(np.square(z.double().numpy() - self.exact).sum(axis=0).mean()))
+
+
+@register(NAME)
+def oscillator(config) -> Oscillator:
+    """The paper's setting."""
+    if config.batch_size is not None:
+        raise InputError(
+            f"batch_size: the oscillator's points are one batch, got {config.batch_size}; leave --batch-size out"
+        )
+    if config.validation:
+        raise InputError("validation: the oscillator has no images to take out; leave --validation out")
+    if config.device != "cpu":
+        raise InputError(f"device: the oscillator trains on the CPU, got {config.device}; leave --device out")
+    return Oscillator()

@@ -8,14 +8,14 @@ import torch
 from scipy import stats
 from torch import nn
 
-from fastkoop.experiments.baselines import Line, Mean, Moving, apart, assign, weights_of
+from fastkoop.experiments.averages import Line, Mean, Moving, apart, assign, weights_of
 from fastkoop.experiments.paired import paired
 
 
-def walked(*averages, steps=7):
+def walked(*averages, steps=7, dtype=torch.float64):
     """A model that moves at random; its iterates (steps, weights)."""
     torch.manual_seed(0)
-    model, trail = nn.Linear(3, 2), []
+    model, trail = nn.Linear(3, 2, dtype=dtype), []
     for _ in range(steps):
         with torch.no_grad():
             for parameter in model.parameters():
@@ -30,11 +30,14 @@ def flat(weights):
     return torch.cat([value.double().flatten() for value in weights.values()]).numpy()
 
 
-def test_mean():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mean(dtype):
     mean = Mean()
-    _, trail = walked(mean)
-    np.testing.assert_allclose(flat(mean.weights), trail.mean(axis=0), rtol=1e-6)
+    _, trail = walked(mean, dtype=dtype)
+    bound = 7 * torch.finfo(dtype).eps * np.abs(trail).max()  # accumulated in the parameters' dtype
+    np.testing.assert_allclose(flat(mean.weights), trail.mean(axis=0), rtol=0, atol=bound)
     assert mean.count == 7 and mean.seconds > 0
+    assert all(value.dtype == dtype for value in mean.weights.values())
 
 
 def test_moving_average_forgets_and_is_corrected_for_its_start():
@@ -50,9 +53,9 @@ def test_moving_average_forgets_and_is_corrected_for_its_start():
 @pytest.mark.parametrize("average", [Mean, Moving, Line])
 def test_float64_weights_are_not_summed_in_place(average):
     model = torch.nn.Linear(3, 2, dtype=torch.float64)
-    before, one = weights_of(model), average()
+    before, running = weights_of(model), average()
     for _ in range(3):
-        one.add(model)
+        running.add(model)
     assert all(torch.equal(value, before[name]) for name, value in weights_of(model).items())
 
 

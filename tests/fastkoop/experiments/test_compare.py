@@ -13,7 +13,9 @@ import torch
 
 import fastkoop as fk
 from fastkoop import InputError
-from fastkoop.experiments.compare import Config, compare, seconds
+from fastkoop.experiments.compare import compare
+from fastkoop.experiments.config import Config, prepare
+from fastkoop.experiments.costs import seconds
 from fastkoop.experiments.verdict import rows, words
 from fastkoop.torch_adapter import KoopmanPhase
 
@@ -26,7 +28,7 @@ def run_once(tmp_path_factory):
     """One comparison on digits, its results and its folder."""
     out = tmp_path_factory.mktemp("compare")
     ticks = []
-    results = compare(Config(**QUICK, seeds=2, out=str(out)), lambda *state: ticks.append(state))
+    results = compare(Config.of(**QUICK, seeds=2, out=str(out)), lambda *state: ticks.append(state))
     return results, out, ticks
 
 
@@ -54,7 +56,8 @@ COMPILED = """
 import importlib, pkgutil, sys
 from numba.core.dispatcher import Dispatcher
 from fastkoop import kernels
-from fastkoop.experiments import compare
+from fastkoop.experiments import compare, runs
+from fastkoop.experiments.config import Config, prepare
 
 names = [found.name for found in pkgutil.iter_modules(kernels.__path__)]
 modules = [importlib.import_module(f"fastkoop.kernels.{name}") for name in names]
@@ -63,10 +66,10 @@ def signatures():
     found = [(name, one) for module in modules for name, one in vars(module).items() if isinstance(one, Dispatcher)]
     return {f"{one.__module__}.{name}: {signature}" for name, one in found for signature in one.overloads}
 
-config = compare.Config(**OPTIONS, out=sys.argv[1]).checked()
-compare.compile_kernels(config)
+config = Config.of(**OPTIONS, out=sys.argv[1])
+runs.compile_kernels(prepare(config).options)
 before = signatures()
-compare.compile_kernels = lambda config: 0.0
+compare.compile_kernels = lambda *_: 0.0
 compare.compare(config)
 print(len(before) > 0, sorted(signatures() - before))
 """
@@ -78,7 +81,7 @@ print(len(before) > 0, sorted(signatures() - before))
         {},
         {"partition": "layer", "t2": 7, "stabilize": "clip"},  # 138 snapshots: LAPACK
         {"partition": "weight", "cutoff": "svht", "every": 3},
-        {"dataset": "oscillator", "t1": 10, "t2": 210, "T": 10},
+        {"problem": "oscillator", "t1": 10, "t2": 210, "T": 10},
     ],
 )
 def test_no_kernel_is_compiled_or_loaded_once_training_has_begun(options, tmp_path):
@@ -90,7 +93,7 @@ def test_no_kernel_is_compiled_or_loaded_once_training_has_begun(options, tmp_pa
 
 def test_the_figures_are_there_and_nothing_else(run_once):
     _, out, _ = run_once
-    assert sorted(path.name for path in out.iterdir()) == sorted((*FIGURES, "results.json"))
+    assert sorted(path.name for path in out.iterdir()) == sorted((*FIGURES, "report.html", "results.json"))
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in FIGURES)
 
 
@@ -102,7 +105,7 @@ def test_progress_is_reported_for_every_part(run_once):
 
 def test_the_same_seed_gives_the_same_curves(run_once, tmp_path):
     results, _, _ = run_once
-    again = compare(Config(**QUICK, out=str(tmp_path)))
+    again = compare(Config.of(**QUICK, out=str(tmp_path)))
     for side in ("optimizer", "koopman"):
         assert again["runs"][0][side]["test_loss"] == results["runs"][0][side]["test_loss"]
     assert again["runs"][0]["average"] == results["runs"][0]["average"]
@@ -168,7 +171,7 @@ def test_the_verdict_is_honest_either_way(losses, expected):
     ],
 )
 def test_every_setting_runs(options, tmp_path):
-    results = compare(Config(**{**QUICK, **options}, out=str(tmp_path)))
+    results = compare(Config.of(**{**QUICK, **options}, out=str(tmp_path)))
     run = results["runs"][0]
     assert run["koopman"]["iteration"] == run["optimizer"]["iteration"]
     every = options.get("every", 1)
@@ -185,7 +188,7 @@ def test_a_jump_of_rank_one_goes_as_far_as_the_phase(tmp_path, monkeypatch):
         return jump(phase, steps, *arguments, **options)
 
     monkeypatch.setattr(KoopmanPhase, "jump", spy)
-    results = compare(Config(t1=1, t2=3, T=2, cutoff="jax", out=str(tmp_path)))
+    results = compare(Config.of(t1=1, t2=3, T=2, cutoff="jax", out=str(tmp_path)))
     assert targets == [46, 46]
     own = results["runs"][0]["baselines"]
     assert own["equal time"]["seconds"] > 0 and own["equal time"]["gradients"] > 3 * 23
@@ -195,27 +198,31 @@ def test_an_earlier_comparison_s_figures_are_not_left_beside_the_results(tmp_pat
     for name in ("report.html", "accuracy.png", "weights.png", "spectra.png"):
         (tmp_path / name).write_text("old")
     (tmp_path / "notes.txt").write_text("mine")
-    compare(Config(dataset="oscillator", t1=5, t2=30, T=0, out=str(tmp_path)))
-    assert not (tmp_path / "report.html").exists() and not (tmp_path / "accuracy.png").exists()
+    compare(Config.of(problem="oscillator", t1=5, t2=30, T=0, out=str(tmp_path)))
+    assert (tmp_path / "report.html").read_text() != "old" and not (tmp_path / "accuracy.png").exists()
     assert not (tmp_path / "weights.png").exists() and (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_recommended_settings_follow_the_recording(tmp_path):
-    """Twelve means of the recording, whatever else was asked for; written down as what they are."""
-    asked = {"t1": 1, "t2": 4, "T": 1, "recommended": True, "cutoff": "jax", "stabilize": "clip", "every": 2}
-    results = compare(Config(**asked, partition="layer", out=str(tmp_path)))
+def test_a_preset_follows_the_recording_and_what_is_explicit_wins(tmp_path):
+    """Noisy: twelve means of the recording; written down as what they are."""
+    asked = {"t1": 1, "t2": 4, "T": 1, "preset": "noisy"}
+    results = compare(Config.of(**asked, partition="layer", out=str(tmp_path)))
     config = results["config"]
     assert (config["cutoff"], config["observables"], config["stabilize"]) == ("Rank(k=1)", "Affine()", 0.875)
     assert config["window"] == config["every"] == 3 * 23 // 12
     by_hand = {"cutoff": fk.Rank(1), "observables": fk.Affine(), "stabilize": 0.875, "window": 5}
-    same = compare(Config(t1=1, t2=4, T=1, partition="layer", **by_hand, out=str(tmp_path / "by-hand")))
+    same = compare(Config.of(t1=1, t2=4, T=1, partition="layer", **by_hand, out=str(tmp_path / "by-hand")))
     assert same["runs"][0]["koopman"]["test_loss"] == results["runs"][0]["koopman"]["test_loss"]
+    mixed = prepare(Config.of(**asked, cutoff="jax", every=2)).options
+    assert (mixed.cutoff, mixed.stabilize, mixed.every, mixed.window) == ("jax", 0.875, 2, 1)
+    smooth = prepare(Config.of(**{**asked, "preset": "smooth"})).options
+    assert (smooth.cutoff, smooth.stabilize, smooth.every) == (fk.Rank(8), 1.0, 1)
 
 
 def test_both_sides_cover_the_same_iterations(tmp_path):
     """23 iterations at every=7: the optimizer's time must not hold the two that no Koopman step reaches."""
     ticks = []
-    results = compare(Config(**QUICK, every=7, out=str(tmp_path)), lambda _, *state: ticks.append(state))
+    results = compare(Config.of(**QUICK, every=7, out=str(tmp_path)), lambda _, *state: ticks.append(state))
     run = results["runs"][0]
     assert len(run["optimizer"]["step_seconds"]) == 21 == 7 * len(run["koopman"]["step_seconds"])
     assert run["optimizer"]["iteration"][-1] == run["koopman"]["iteration"][-1] == 21
@@ -231,13 +238,20 @@ def test_both_sides_cover_the_same_iterations(tmp_path):
         ({"partition": "quasi-node"}, 'q: the partition "quasi-node" needs --q'),
         ({"q": 3}, 'q: only the partition "quasi-node" takes --q, got 3'),
         ({"partition": "nodes"}, "partition: expected one of 'weight'"),
-        ({"dataset": "cifar"}, "dataset: expected one of 'digits', 'mnist'"),
+        ({"problem": "cifar"}, "problem: expected one of 'digits', 'mnist', 'oscillator', 'softmax', or FILE.py:NAME"),
         ({"optimizer": "lion"}, "optimizer: expected one of 'adadelta'"),
         ({"cutoff": "scipy"}, "cutoff: expected one of 'array_api'"),
-        ({"cutoff": -1.0}, "cutoff: expected a finite number >= 0"),
+        ({"cutoff": -1.0}, "cutoff: expected"),
         ({"stabilize": "cut"}, "stabilize: expected one of 'clip', 'project', got 'cut'"),
         ({"lr": 0.0}, "lr: expected a number > 0"),
-        ({"device": "tpu"}, "device: expected one of 'cpu'"),
+        ({"device": "tpu"}, "device: expected 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
+        ({"device": "cuda:77"}, "device: cuda:77 is not there"),
+        ({"preset": "loud"}, "preset: expected one of 'published', 'noisy', 'smooth'"),
+        ({"lr": 1e308}, "lr: expected at most 3.4e+38"),
+        ({"t1": "5 epochs"}, 't1: expected epochs such as 3, or iterations such as "500it"'),
+        ({"observables": fk.Delay(99999)}, "99999"),
+        ({"budget": 0}, "budget: expected seconds > 0"),
+        ({"out": ""}, "out: expected a folder, got ''"),
         ({"batch_size": 0}, "batch_size: expected an integer >= 1"),
         ({"seeds": 0}, "seeds: expected an integer >= 1"),
         ({"every": 40}, "every: 46 recorded iterations hold fewer than 2 snapshots"),
@@ -245,13 +259,15 @@ def test_both_sides_cover_the_same_iterations(tmp_path):
 )
 def test_bad_options_are_one_clear_error(options, message, tmp_path):
     with pytest.raises(InputError, match=re.escape(message)):
-        compare(Config(**{**QUICK, **options}, out=str(tmp_path)))
+        compare(Config.of(**{**QUICK, "out": str(tmp_path), **options}))
     assert not (tmp_path / "results.json").exists()
 
 
-def test_diverging_weights_are_an_error_that_names_the_layer(tmp_path):
-    with pytest.raises(InputError, match=r"layer 0: X: block .* holds a NaN or an infinity"):
-        compare(Config(**QUICK, optimizer="sgd", lr=1e30, out=str(tmp_path)))
+def test_a_loss_that_is_not_finite_stops_the_seed(tmp_path):
+    with pytest.raises(
+        InputError, match=r"digits: the only seed stopped; seed 0: the training loss is \S+ at iteration"
+    ):
+        compare(Config.of(**QUICK, optimizer="sgd", lr=1e30, out=str(tmp_path)))
 
 
 def test_an_interrupted_run_keeps_the_seeds_that_are_done(tmp_path):
@@ -260,7 +276,7 @@ def test_an_interrupted_run_keeps_the_seeds_that_are_done(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare(Config(**QUICK, seeds=3, out=str(tmp_path)), interrupt)
+        compare(Config.of(**QUICK, seeds=3, out=str(tmp_path)), interrupt)
     stored = json.loads((tmp_path / "results.json").read_text())
     assert [run["seed"] for run in stored["runs"]] == [0] and stored["complete"] is False
 
@@ -269,7 +285,7 @@ def test_an_interrupted_run_keeps_the_seeds_that_are_done(tmp_path):
 @pytest.mark.skipif(not os.environ.get("FASTKOOP_DATA_DIR"), reason="FASTKOOP_DATA_DIR names no MNIST files")
 def test_real_mnist_dips_below_its_start(tmp_path):
     """An early dip below the starting loss, as published, on real MNIST after one epoch."""
-    config = Config(dataset="mnist", t1=1, t2=2, T=1, cutoff="jax", eval_every=20, out=str(tmp_path))
+    config = Config.of(problem="mnist", t1=1, t2=2, T=1, cutoff="jax", eval_every=20, out=str(tmp_path))
     run = compare(config)["runs"][0]
     losses = run["koopman"]["test_loss"]
     assert len(run["koopman"]["step_seconds"]) == 938

@@ -8,7 +8,8 @@ import pytest
 from matplotlib.image import imread
 
 from fastkoop.experiments import figures
-from fastkoop.experiments.figures import WeightPaths, draw
+from fastkoop.experiments.figures import draw
+from fastkoop.experiments.paths import WeightPaths
 
 PANELS = ["accuracy.png", "loss.png", "time.png"]
 CONFIG = {

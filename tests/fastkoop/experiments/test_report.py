@@ -16,7 +16,7 @@ from fastkoop.experiments.verdict import BASELINES, baseline_rows, words
 def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     options = {"t1": 1, "t2": 3, "T": 2, "seeds": 2, "window": 2, "observables": "identity", "cutoff": "jax"}
-    results = compare(Config(**options, validation=100, horizon="auto", out=str(out)))
+    results = compare(Config.of(**options, validation=100, horizon="auto", out=str(out)))
     return results, out
 
 
@@ -55,11 +55,11 @@ def test_one_file_without_a_network(compared):
         assert said in text
 
 
-def test_names_are_escaped_and_figures_may_be_missing(compared, tmp_path):
+def test_names_are_escaped_and_figures_may_be_missing(compared):
     results, _ = compared
     odd = json.loads(json.dumps(results))
     odd["config"]["cutoff"] = "<b>&"
-    text = page(odd, tmp_path)
+    text = page(odd, {})
     assert "<b>&" not in text and "&lt;b&gt;&amp;" in text and "<img" not in text
 
 

@@ -1,4 +1,4 @@
-"""fastkoop compare --sweep and --phases: settings on the same recordings, and whole runs with several phases."""
+"""fastkoop sweep and fastkoop phases: settings on the same recordings, and whole runs with several phases."""
 
 import json
 import subprocess
@@ -12,7 +12,8 @@ import fastkoop as fk
 from fastkoop import Affine, InputError, Rank
 from fastkoop.cli import parse_grid
 from fastkoop.experiments import sweep as module
-from fastkoop.experiments.config import Config
+from fastkoop.experiments.averages import weights_of
+from fastkoop.experiments.config import Config, prepare
 from fastkoop.experiments.phases import (
     Extrapolation,
     at_gradients,
@@ -34,7 +35,6 @@ from fastkoop.experiments.sweep import (
     settings,
     sweep,
 )
-from fastkoop.torch_adapter import KoopmanPhase
 
 QUICK = {"t1": 1, "t2": 3, "T": 2}
 SMALL = {
@@ -46,7 +46,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     out = tmp_path_factory.mktemp("sweep")
-    return sweep(Config(**QUICK, seeds=2, out=str(out)), SMALL), out
+    return sweep(Config.of(**QUICK, seeds=2, out=str(out)), SMALL), out
 
 
 def test_every_setting_has_losses_at_every_horizon(swept):
@@ -65,30 +65,36 @@ def test_every_setting_has_losses_at_every_horizon(swept):
         assert own["mean"]["test_loss"] < 2.3
 
 
+def iterates_of(config):
+    """Seed 0's recording, as a sweep has it."""
+    setup = prepare(module.with_validation(config))
+    return setup, Iterates(setup, 0, module._horizons_of(setup), lambda *_: None)
+
+
 def test_a_setting_is_what_a_phase_of_its_own_gives(swept):
     """Replayed recordings are those of training: the same jump, and the same losses, as without a sweep."""
     results, out = swept
-    config = module.with_validation(Config(**QUICK, seeds=1, out=str(out)))
-    problem = module.make_problem(config)
-    made = Iterates(config, problem, 0, lambda *_: None)
+    setup, iterates = iterates_of(Config.of(**QUICK, seeds=1, out=str(out)))
     i = next(i for i, setting in enumerate(results["settings"])
              if setting == described({"partition": "network", "window": 4, "observables": Affine(), "stabilize": "clip",
                                       "cutoff": Rank(1), "out_of_span": "drop"}))  # fmt: skip
-    all_iterates = made._all.parts.recordings[0].snapshots(made._all.snapshots)[:, 0, : made._all.groups[0].n]
-    skip = len(all_iterates) % 4
-    means = all_iterates[skip:].reshape(-1, 4, all_iterates.shape[1]).mean(dim=1).numpy()
+    rows = []
+    for at in range(iterates.count):
+        iterates.show(at)
+        rows.append(torch.nn.utils.parameters_to_vector(iterates.model.parameters()).detach())
+    skip = iterates.count % 4
+    means = torch.stack(rows[skip:]).reshape(-1, 4, len(rows[0])).mean(dim=1).numpy()
     op = fk.fit(means.T.copy(), cutoff=Rank(1), observables=Affine(), stabilize="clip")
-    steps = made.per_epoch // 4
-    phase = KoopmanPhase(made.model, "network", capacity=2)
-    phase.parts.recordings[0].apply(torch.from_numpy(op.predict(steps)[None]))
+    end = torch.from_numpy(op.predict(iterates.per_epoch // 4))
+    torch.nn.utils.vector_to_parameters(end, iterates.model.parameters())
     run = next(run for run in results["runs"] if run["seed"] == 0 and run["setting"] == i)
-    assert run["test_loss"][0] == pytest.approx(problem.evaluate(made.model)[0], rel=1e-4)
+    assert run["test_loss"][0] == pytest.approx(setup.problem.evaluate(iterates.model).loss, rel=1e-4)
 
 
 def test_what_the_snapshots_do_not_span_is_a_setting_too(tmp_path):
     grid = {"partition": ["layer"], "cutoff": [Rank(1)], "stabilize": [0.9], "observables": [Affine()], "window": [4],
             "out_of_span": ["drop", "carry"]}  # fmt: skip
-    drop, carry = sweep(Config(**QUICK, out=str(tmp_path)), grid)["runs"]
+    drop, carry = sweep(Config.of(**QUICK, out=str(tmp_path)), grid)["runs"]
     assert drop["test_loss"] != carry["test_loss"]
 
 
@@ -128,7 +134,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(swept, tmp_path):
             if (seed, at) == (1, 5):
                 raise KeyboardInterrupt
 
-    config = Config(**QUICK, seeds=2, out=str(tmp_path))
+    config = Config.of(**QUICK, seeds=2, out=str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         sweep(config, SMALL, interrupt)
     stored = json.loads((tmp_path / "sweep.json").read_text())
@@ -142,46 +148,52 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(swept, tmp_path):
 
 def test_the_optimizer_s_mean_is_of_as_many_iterates_as_were_recorded(tmp_path):
     """At T = 1 it reaches back into the recording."""
-    config = module.with_validation(Config(t1=1, t2=3, T=2, out=str(tmp_path)))
-    problem = module.make_problem(config)
-    made = Iterates(config, problem, 0, lambda *_: None)
-    model = problem.make_model(0)
-    optimizer, batches = module.make_optimizer(config.optimizer, model, config.lr), problem.batches(0)
-    trail = []
-    for _ in range(5):
-        for batch in batches.epoch():
-            problem.train_step(model, optimizer, *batch)
-            trail.append(module.weights_of(model))
+    setup, iterates = iterates_of(Config.of(t1=1, t2=3, T=2, out=str(tmp_path)))
+    training, trail = setup.training(0), []
+    training.run(5 * iterates.per_epoch, lambda *_: trail.append(weights_of(training.model)))
     for epochs in (1, 2):
-        last = trail[(3 + epochs - 2) * made.per_epoch : (3 + epochs) * made.per_epoch]
+        last = trail[(3 + epochs - 2) * iterates.per_epoch : (3 + epochs) * iterates.per_epoch]
         mean = {name: torch.stack([weights[name] for weights in last]).mean(dim=0) for name in last[0]}
-        expected = module.judged(problem, model, mean)["test_loss"]
-        assert made.baselines[f"optimizer mean {epochs}"]["test_loss"] == pytest.approx(expected, rel=1e-4)
+        expected = iterates.judge(training.model, mean)["test_loss"]
+        assert iterates.baselines[f"optimizer mean {epochs}"]["test_loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_another_sweep_in_the_same_folder_is_refused(swept, tmp_path):
     _, out = swept
     with pytest.raises(InputError, match=r"seeds: .* has 2 of them, got 1; ask for as many"):
-        sweep(Config(**QUICK, seeds=1, out=str(out)), SMALL)
-    (tmp_path / "sweep.json").write_text("[]")
-    with pytest.raises(InputError, match="holds another sweep"):
-        sweep(Config(**QUICK, out=str(tmp_path)), SMALL)
+        sweep(Config.of(**QUICK, seeds=1, out=str(out)), SMALL)
     with pytest.raises(InputError, match="holds another sweep; name another folder"):
-        sweep(Config(**QUICK, seeds=2, out=str(out)), {**SMALL, "window": [2]})
+        sweep(Config.of(**QUICK, seeds=2, out=str(out)), {**SMALL, "window": [2]})
     with pytest.raises(InputError, match="holds another sweep"):
-        sweep(Config(**{**QUICK, "T": 3}, seeds=2, out=str(out)), SMALL)
+        sweep(Config.of(**{**QUICK, "T": 3}, seeds=2, out=str(out)), SMALL)
 
 
 def test_bad_sweeps(tmp_path):
-    with pytest.raises(InputError, match="oscillator has none"):
-        sweep(Config(dataset="oscillator", out=str(tmp_path)))
+    with pytest.raises(InputError, match="dataset: a sweep chooses by validation images, and oscillator has none"):
+        sweep(Config.of(problem="oscillator", out=str(tmp_path)))
     with pytest.raises(InputError, match="at least 1 epoch"):
-        sweep(Config(**{**QUICK, "T": 0}, out=str(tmp_path)))
+        sweep(Config.of(**{**QUICK, "T": 0}, out=str(tmp_path)))
     with pytest.raises(InputError, match="partition: expected one of"):
-        sweep(Config(**QUICK, out=str(tmp_path)), {"partition": ["nodes"]})
-    (tmp_path / "sweep.json").write_text("{")
-    with pytest.raises(InputError, match="cannot be gone on with"):
-        sweep(Config(**QUICK, out=str(tmp_path)), SMALL)
+        sweep(Config.of(**QUICK, out=str(tmp_path)), {"partition": ["nodes"]})
+
+
+LISTS = {"test_loss": [], "validation_loss": [], "jump_seconds": []}
+DAMAGED = {
+    "cut": "{", "deep": "[" * 200_000, "list": "[]", "bytes": "\xff", "config": {"config": [1]},
+    "runs": {"runs": [{"a": 1}]}, "run": {"runs": [1]}, "setting": {"runs": [{"seed": 0, "setting": 99}]},
+    "baselines": {"baselines": []}, "baseline": {"baselines": {"0": [1]}}, "seed": {"baselines": {"x": {}}},
+    "losses": {"baselines": {"0": {"mean": 3}}}, "lists": {"runs": [{"seed": 0, "setting": 0, **LISTS}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_sweep_is_refused_by_name(swept, tmp_path, damage):
+    _, out = swept
+    path = tmp_path / "sweep.json"
+    whole = json.loads((out / "sweep.json").read_text())
+    path.write_text(damage if isinstance(damage, str) else json.dumps(whole | damage), encoding="latin-1")
+    with pytest.raises(InputError, match=r"out: .*sweep\.json.*name another folder"):
+        sweep(Config.of(**QUICK, seeds=2, out=str(tmp_path)), SMALL)
 
 
 def test_grids_as_written_on_the_command_line():
@@ -193,7 +205,11 @@ def test_grids_as_written_on_the_command_line():
     }  # fmt: skip
     assert parse_grid("") == {}
     assert len(list(settings(GRID))) == 3 * 4 * 3 * 2 * 2
-    for text, match in (("speed=1", "expected NAME=VALUE"), ("window", "expected NAME"), ("window=x", "window: ")):
+    for text, match in (
+        ("speed=1", "expected NAME=VALUE"),
+        ("window", "expected NAME"),
+        ("window=x", "window: expected an integer"),
+    ):
         with pytest.raises(InputError, match=match):
             parse_grid(text)
 
@@ -201,7 +217,7 @@ def test_grids_as_written_on_the_command_line():
 @pytest.fixture(scope="module")
 def phased(tmp_path_factory):
     out = tmp_path_factory.mktemp("phases")
-    config = Config(t1=1, t2=2, T=1, seeds=2, cutoff="jax", stabilize="clip", out=str(out))
+    config = Config.of(t1=1, t2=2, T=1, seeds=2, cutoff="jax", stabilize="clip", out=str(out))
     return run_phases(config, phases=3, rest=1, ahead=0.5), out
 
 
@@ -232,7 +248,7 @@ def test_phases_share_gradients_and_end_where_they_should(phased):
 
 
 def test_jumps_that_make_training_diverge_are_a_result(tmp_path):
-    config = Config(t1=1, t2=3, T=2, seeds=1, optimizer="sgd", lr=0.1, out=str(tmp_path))
+    config = Config.of(t1=1, t2=3, T=2, seeds=1, optimizer="sgd", lr=0.1, out=str(tmp_path))
     results = run_phases(config, phases=3, rest=1)
     (run,) = results["runs"]
     assert results["complete"] and "holds a NaN" in run["jumps"][-1]["refused"]
@@ -265,7 +281,7 @@ def test_losses_at_equal_gradients_and_seconds():
      (["--sweep", "--phases", "2"], "phases: a sweep tries settings of one phase"),
      (["--sweep", "--recommended"], "recommended: a sweep tries settings of its --grid"),
      (["--sweep", "--cutoff", "jax"], "cutoff: a sweep tries settings of its --grid"),
-     (["--recommended", "--window", "3"], "window: --recommended chooses it; leave --window out"),
+     (["--recommended", "--preset", "smooth"], "recommended: it is --preset noisy, got --preset smooth"),
      (["--phases", "2", "--T", "0"], "T: a phase that jumps over 0 epochs"),
      (["--sweep", "--grid", "window=25", "--t1", "1", "--t2", "6", "--T", "1"], "every: 25 iterations are longer"),
      (["--sweep", "--grid", "observables=momentum", "--optimizer", "momentum"], "leave Momentum() out"),

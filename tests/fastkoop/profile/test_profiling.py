@@ -9,7 +9,7 @@ import pytest
 from fastkoop.checks import InputError
 from fastkoop.profile import devices, profiling
 from fastkoop.profile.devices import Host
-from fastkoop.profile.profiling import Config, Problem, against, first_calls, parse_sizes, profile, snapshots, tasks
+from fastkoop.profile.profiling import Problem, Request, against, first_calls, parse_sizes, profile, snapshots, tasks
 from fastkoop.profile.throughput import COSTS, PARTS, Ceilings, copy_bandwidth, matrix_rate
 
 HOST = Host()
@@ -29,7 +29,7 @@ def profiled(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "measure_ceilings", quick_ceilings)
         patch.setattr(Host, "batch_bytes", 1 << 18)
-        config = Config(sizes=SMALL, rounds=2, seconds=0.5, out=str(out))
+        config = Request(sizes=SMALL, rounds=2, seconds=0.5, out=str(out))
         results = profile(config, lambda *state: ticks.append(state))
     return out, results, ticks
 
@@ -86,7 +86,7 @@ class TestProfile:
 def test_a_failed_profile_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(profiling, "first_calls", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        profile(Config(out=str(tmp_path)))
+        profile(Request(out=str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -107,7 +107,7 @@ def test_a_failed_profile_leaves_nothing(tmp_path, monkeypatch):
 )
 def test_bad_options(options, says, tmp_path):
     with pytest.raises(InputError, match=says):
-        profile(Config(**{"out": str(tmp_path), **options}))
+        profile(Request(**{"out": str(tmp_path), **options}))
 
 
 def test_sizes_as_written():
@@ -119,11 +119,11 @@ def test_sizes_as_written():
 
 def test_batches_fill_the_bytes_and_large_blocks_the_threads(threads):
     threads(3)
-    config = Config()
+    config = Request()
     assert config.batch(785, 8, HOST) == (64 << 20) // (785 * 9 * 4)
     assert config.batch(785, 1875, HOST) == 3
     assert config.batch(5000, 5000, HOST) == 1
-    assert Config(blocks=7).batch(785, 1875, HOST) == 7
+    assert Request(blocks=7).batch(785, 1875, HOST) == 7
 
 
 @pytest.mark.parametrize(("n", "m"), [(30, 6), (6, 30), (5, 5), (1, 8), (8, 1)])
@@ -159,9 +159,9 @@ def test_the_parts_of_large_blocks_are_what_predict_needs():
 
 
 def test_large_blocks_have_parts_and_very_large_ones_only_a_prediction_beside():
-    kernels = [task.kernel for task in tasks(Config(sizes=((785, 1875),)), HOST)]
+    kernels = [task.kernel for task in tasks(Request(sizes=((785, 1875),)), HOST)]
     assert set(kernels) == {*COSTS, *PARTS} - {"reconstruct"}
-    assert [task.kernel for task in tasks(Config(sizes=((15700, 1875),)), HOST)] == ["predict", *PARTS]
+    assert [task.kernel for task in tasks(Request(sizes=((15700, 1875),)), HOST)] == ["predict", *PARTS]
 
 
 def test_small_things_are_repeated_until_they_fill_a_cache():
@@ -192,8 +192,8 @@ def test_first_calls_of_a_process_that_has_called_before(dtype):
 
 
 def test_one_singular_value_is_not_truncated_and_wide_blocks_are_not_lifted():
-    assert {task.data for task in tasks(Config(sizes=((1, 9),)), HOST)} == {"full"}
-    assert {task.kernel for task in tasks(Config(sizes=((3, 3),)), HOST)} == set(COSTS) - {"reconstruct"}
+    assert {task.data for task in tasks(Request(sizes=((1, 9),)), HOST)} == {"full"}
+    assert {task.kernel for task in tasks(Request(sizes=((3, 3),)), HOST)} == set(COSTS) - {"reconstruct"}
 
 
 def test_float64_kernels_are_held_to_float64s_rate():

@@ -18,8 +18,10 @@ import pooch
 import pytest
 
 from fastkoop.checks import InputError
-from fastkoop.experiments.problems import datasets
-from fastkoop.experiments.problems.datasets import DATA_DIR, NAMES, SHA256, Dataset, load
+from fastkoop.experiments.problems import idx as idx_module
+from fastkoop.experiments.problems import mnist_files
+from fastkoop.experiments.problems.datasets import NAMES, Dataset, load
+from fastkoop.experiments.problems.mnist_files import DATA_DIR, SHA256
 
 REAL = os.environ.get(DATA_DIR)  # read here, because every test below runs without it
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = SHA256
@@ -32,7 +34,7 @@ def cache(tmp_path, monkeypatch):
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache" / project)
-    monkeypatch.setattr(datasets, "MIRROR", "http://127.0.0.1:9/")
+    monkeypatch.setattr(mnist_files, "MIRROR", "http://127.0.0.1:9/")
     return tmp_path / "cache" / "fastkoop" / "mnist"
 
 
@@ -196,8 +198,8 @@ DAMAGED = {
         struct.pack(">4I", 0x803, 2**32 - 1, 2**32 - 1, 2**32 - 1),
         rf"{16 + (2**32 - 1) ** 3} bytes for .*truncated to 16",
     ),
-    "trailing bytes": (TRAIN_IMAGES, IMAGES_3x3 + b"\0", "124 bytes .*trailing bytes, in all 125"),
-    "trailing label": (TEST_LABELS, idx(np.zeros(5)) + b"\1", "13 bytes .*trailing bytes, in all 14"),
+    "trailing bytes": (TRAIN_IMAGES, IMAGES_3x3 + b"\0", "124 bytes .*with trailing bytes"),
+    "trailing label": (TEST_LABELS, idx(np.zeros(5)) + b"\1", "13 bytes .*with trailing bytes"),
     "no images": (TRAIN_IMAGES, idx(np.zeros((0, 3, 3))), "at least one of the images.*found 0 x 3 x 3"),
     "images of no rows": (TEST_IMAGES, idx(np.zeros((5, 0, 3))), "none of them empty, found 5 x 0 x 3"),
     "no labels": (TEST_LABELS, idx(np.zeros(0)), "at least one of the labels.*found 0"),
@@ -259,7 +261,7 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return open(path, mode)
 
-    monkeypatch.setattr(datasets, "open", refuse, raising=False)
+    monkeypatch.setattr(idx_module, "open", refuse, raising=False)
     match = rf"{TRAIN_LABELS}: expected a readable file of labels, found Permission denied; replace it"
     with pytest.raises(InputError, match=match):
         load("mnist", folder)
@@ -362,10 +364,10 @@ def mirror(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    monkeypatch.setattr(datasets, "MIRROR", f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setattr(mnist_files, "MIRROR", f"http://127.0.0.1:{server.server_port}/")
     for stem in SHA256:
         digest = hashlib.sha256((folder / f"{stem}.gz").read_bytes()).hexdigest()
-        monkeypatch.setitem(datasets.SHA256, stem, digest)
+        monkeypatch.setitem(mnist_files.SHA256, stem, digest)
     yield mirror
     server.shutdown()
     thread.join()
@@ -391,9 +393,53 @@ def test_only_what_the_cache_lacks_is_downloaded(mirror, cache):
     assert mirror.asked == [f"{TRAIN_LABELS}.gz", f"{TEST_IMAGES}.gz"]
 
 
-def test_a_cached_file_compressed_anew_is_kept(mirror, cache):
-    write(cache, small(seed=8), packed=tuple(SHA256))  # not the mirror's checksums
+def test_raw_files_in_the_cache_are_the_user_s(mirror, cache):
+    write(cache, small(seed=8))
     assert same(load("mnist"), load("mnist", cache)) and mirror.asked == []
+
+
+def test_cached_files_are_hashed_again(mirror, cache):
+    """A file that is no longer the published one is fetched anew, and it alone."""
+    data = load("mnist")
+    damaged = cache / f"{TRAIN_LABELS}.gz"
+    damaged.write_bytes(gzip.compress(idx(np.zeros(12))))
+    mirror.asked.clear()
+    assert same(load("mnist"), data) and mirror.asked == [damaged.name]
+
+
+def test_a_killed_download_is_cleaned_up_by_the_next(mirror, cache):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for number in (dead.pid, os.getpid()):
+        folder = cache / f"{mnist_files.PARTIAL}{number}"
+        folder.mkdir(parents=True)
+        (folder / "tmp12345").write_bytes(b"half")
+    write(cache, small())
+    load("mnist")
+    assert [path.name for path in cache.glob(".*")] == [
+        f"{mnist_files.PARTIAL}{os.getpid()}"
+    ]  # a live download's stays
+
+
+BOMB = idx(np.zeros((2, 2, 2))) + bytes(1 << 22)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("data", [BOMB, BOMB[:16] + bytes(1 << 22), gzip.decompress(gzip.compress(BOMB))])
+def test_a_file_is_read_no_further_than_its_header_says(tmp_path, monkeypatch, data, packed):
+    folder, seen = write(tmp_path, small() | {TEST_IMAGES: data}, packed=[TEST_IMAGES] * packed), []
+    exactly = idx_module._exactly
+    monkeypatch.setattr(idx_module, "_exactly", lambda stream, count: seen.append(count) or exactly(stream, count))
+    with pytest.raises(InputError, match=r"24 bytes for 2 x 2 x 2 images, found a file with trailing bytes"):
+        load("mnist", folder)
+    assert max(seen) < 1000
+
+
+def test_a_header_that_asks_for_more_than_memory_should_hold_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(idx_module, "LARGEST", 100)
+    folder = write(tmp_path, small(train=20))
+    with pytest.raises(InputError, match="at most 100 bytes of images, found a header that asks for 20 x 3 x 3"):
+        load("mnist", folder)
 
 
 def test_progress_shows_every_file_on_stderr(mirror, cache, capsys, monkeypatch):

@@ -9,12 +9,12 @@ from . import figures
 WIDEST, NARROWEST = 1.6, 0.1  # half the axes; what lies farther out is drawn on their edge
 
 
-def spectra(results: dict):
+def eigenvalue_figure(results: dict):
     """The figure, of the run that has eigenvalues; None if none does."""
-    found = [run["koopman"]["eigenvalues"] for run in results["runs"] if run["koopman"].get("eigenvalues")]
-    if not found:
+    stored = [run["koopman"]["eigenvalues"] for run in results["runs"] if run["koopman"].get("eigenvalues")]
+    if not stored:
         return None
-    layers = {name: np.array(values, float).reshape(-1, 2) for name, values in found[0].items()}
+    layers = {name: np.array(values, float).reshape(-1, 2) for name, values in stored[0].items()}
     columns = 1 if len(layers) == 1 else 2 if len(layers) <= 4 else 4
     rows = -(-len(layers) // columns)
     title = "Eigenvalues of the operators against the unit circle (seed 0)"
