@@ -13,12 +13,14 @@ from .interop.place import Place
 from .kernels import observed
 from .kernels.contract import COORDINATES
 from .kernels.cpu import large
+from .kernels.cpu.cache import cache_place
 from .kernels.cpu.lapack import tridiagonalize
 from .kernels.plan import NON_FINITE, ROUTES, Plan, plan, resolution
 
 __all__ = [
-    "COORDINATES", "NON_FINITE", "ROUTES", "Plan", "backend_for", "cuda", "each_large_block", "get_num_threads",
-    "kernels", "observed", "plan", "resident", "resolution", "set_num_threads", "strips", "tridiagonalize",
+    "COORDINATES", "NON_FINITE", "ROUTES", "Plan", "backend_for", "cache_place", "cuda", "each_large_block",
+    "get_num_threads", "kernels", "observed", "plan", "resident", "resolution", "set_num_threads", "strips",
+    "tridiagonalize",
 ]  # fmt: skip
 
 

@@ -77,7 +77,6 @@ def free_memory() -> float:
 
 def kernel_cache() -> str:
     """Where compiled CPU kernels are kept."""
-    from . import backends
+    from .backends import cache_place
 
-    place = getattr(backends, "cache_place", None)
-    return "where Numba keeps them (NUMBA_CACHE_DIR, or beside the kernels)" if place is None else str(place())
+    return cache_place() or "in memory only: no folder can be written to"
