@@ -259,6 +259,7 @@ def draw(groups, out=None) -> Figure:
     5
     """
     names, spectra = _groups(groups)
+    names = [name if len(name) <= 20 else f"…{name[-19:]}" for name in names]  # long ones leave no room for the axes
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -191,6 +191,11 @@ class TestDraw:
         mapped = _scaled(apart)
         np.testing.assert_allclose(np.linalg.norm(mapped[:, None] - mapped[None], axis=-1), apart, atol=1e-12)
 
+    def test_long_names_leave_room_for_the_axes(self, tmp_path):
+        pytest.importorskip("matplotlib")
+        figure = draw({"a" * 300: [[1.0]], "b" * 300: [[0.5]]}, tmp_path / "a.png")  # Matplotlib would warn
+        assert figure.axes[2].get_xticklabels()[0].get_text() == "…" + "a" * 19
+
     def test_one_run_alone(self):
         pytest.importorskip("matplotlib")
         assert len(draw([[[1.0]]]).axes) == 5
