@@ -6,9 +6,12 @@ import math
 import operator
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
+
+UNITS = ((15, "PB"), (12, "TB"), (9, "GB"), (6, "MB"))
+NOT_ASKED_FOR = 1 << 30  # bytes below which free memory is not looked up
 
 
 class InputError(ValueError):
@@ -16,13 +19,14 @@ class InputError(ValueError):
 
 
 def integer(name: str, value, *, least: int, cure: str = "") -> int:
-    """`value` as an int no smaller than `least`; booleans and fractions are refused."""
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    """`value` as an int no smaller than `least`; booleans and fractions are refused, and arrays but those of 0-D."""
+    kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
     try:
+        if isinstance(value, bool) or kind.startswith("bool") or getattr(value, "ndim", None):
+            raise TypeError
         number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r} ({type(value).__name__})") from None
+    except (TypeError, RuntimeError):  # RuntimeError: of a tensor without data
+        raise TypeError(f"{name}: expected an integer, got {brief(value)} ({type(value).__name__})") from None
     if number < least:
         raise InputError(f"{name}: expected an integer >= {least}, got {number}{'; ' + cure if cure else ''}")
     if number >= 2**63:
@@ -46,6 +50,13 @@ def brief(value) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def flag(name: str, value) -> bool:
+    """`value` as a bool; what only passes for true or false is refused."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise TypeError(f"{name}: expected True or False, got {brief(value)} ({type(value).__name__})")
+
+
 def choice(name: str, value, options: Iterable[str]) -> str:
     """`value` if it is one of `options`."""
     options = tuple(options)
@@ -54,14 +65,34 @@ def choice(name: str, value, options: Iterable[str]) -> str:
     return value
 
 
-def step_counts(steps) -> tuple[np.ndarray, bool]:
-    """`steps` as a 1-D int64 array of counts >= 0, and whether one plain integer was given."""
-    if isinstance(steps, (list, tuple, range)) or getattr(steps, "ndim", 0) == 1:
-        counts = [integer("steps", step, least=0) for step in list(steps)]
-        return np.array(counts, dtype=np.int64), False
+def how_many(steps) -> int | None:
+    """How many counts there are in `steps`; None of a single one."""
     if getattr(steps, "ndim", 0) > 1:
         raise InputError(f"steps: expected an integer or a 1-D sequence, got {steps.ndim} dimensions")
-    return np.array([integer("steps", steps, least=0)], dtype=np.int64), True
+    return len(steps) if isinstance(steps, (list, tuple, range)) or getattr(steps, "ndim", 0) == 1 else None
+
+
+def step_counts(steps) -> tuple[np.ndarray, bool]:
+    """`steps` as a 1-D int64 array of counts >= 0, and whether one plain integer was given."""
+    if how_many(steps) is None:
+        return np.array([integer("steps", steps, least=0)], dtype=np.int64), True
+    return np.array([integer("steps", step, least=0) for step in list(steps)], dtype=np.int64), False
+
+
+def memory(what: str, needed: float, free: Callable[[], float], cure: str) -> None:
+    """Refuse what does not fit into the memory that is free, with the numbers; small sizes are not looked at."""
+    if needed > NOT_ASKED_FOR and needed > (left := free()):
+        raise InputError(f"{what} takes {size(needed)}, of which {size(left)} are free; {cure}")
+
+
+def size(count: float) -> str:
+    """A number of bytes in words.
+
+    >>> size(2e9), size(1.5e13)
+    ('2.0 GB', '15.0 TB')
+    """
+    power, unit = next((pair for pair in UNITS if count >= 10 ** pair[0]), UNITS[-1])
+    return f"{count / 10**power:.1f} {unit}"
 
 
 def stabilizer(stabilize) -> float | str | None:
@@ -82,8 +113,8 @@ def snapshots(shape: tuple[int, ...], time_axis: int) -> int:
         raise InputError(
             f"X: expected at least 2 dimensions (..., n, m+1), got shape {shape}; columns are snapshots, oldest first"
         )
-    axis = integer("time_axis", time_axis, least=-len(shape))
-    if axis >= len(shape):
+    axis = integer("time_axis", time_axis, least=-(2**63))
+    if not -len(shape) <= axis < len(shape):
         raise InputError(f"time_axis: expected -{len(shape)} .. {len(shape) - 1}, got {axis}")
     axis %= len(shape)
     if shape[axis] < 2:
@@ -98,11 +129,9 @@ def snapshots(shape: tuple[int, ...], time_axis: int) -> int:
 
 
 def matrices(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """`shape` if it is one of matrices (..., n, m) with entries."""
+    """`shape` if it is one of matrices (..., n, m), empty ones too."""
     if len(shape) < 2:
         raise InputError(f"F: expected at least 2 dimensions (..., n, m), got shape {shape}")
-    if shape[-2] < 1 or shape[-1] < 1:
-        raise InputError(f"F: expected matrices of at least 1 x 1, got shape {shape}")
     return shape
 
 

@@ -8,9 +8,10 @@ if it is strictly above
 - "matlab": max(n, m) eps(s1), with MATLAB's eps(x), the spacing of the dtype at x;
 - "numpy": 1e-15 s1, whatever the dtype (CuPy's rule too);
 - "jax": 10 max(n, m) eps s1;
-- a float c: c s1;
+- a float c in [0, 1): c s1;
 - "svht": the optimal hard threshold for unknown noise (Gavish & Donoho 2014, IEEE Trans. Inf. Theory
-  60(8), equation 11 over the median of the Marchenko-Pastur law).
+  60(8), equation 11 over the median of the Marchenko-Pastur law); the largest value counts in any case, so that
+  noise, a single weight or a single pair is not taken for nothing.
 
 `Rank` and `Energy` count instead of comparing.
 """
@@ -27,6 +28,7 @@ import numpy as np
 
 from .checks import InputError, integer, number
 
+RATHER = "; 1 or more would drop every value, below 0 none can lie"
 NAMES = ("array_api", "matlab", "numpy", "jax", "svht")
 
 
@@ -77,8 +79,11 @@ def checked(cutoff: Any) -> Cutoff:
             )
         return cutoff
     share = number("cutoff", cutoff, "a name, a number, Rank(k) or Energy(share)")
-    if not (math.isfinite(share) and share >= 0):
-        raise InputError(f"cutoff: expected a finite number >= 0, relative to the largest, got {cutoff}")
+    if not 0.0 <= share < 1.0:
+        cure = f"; Rank({share:.0f}) keeps that many" if 1.0 <= share < 2**31 and share == int(share) else ""
+        raise InputError(
+            f"cutoff: expected a number in [0, 1), relative to the largest singular value, got {cutoff}{cure or RATHER}"
+        )
     return share
 
 
@@ -98,6 +103,11 @@ def resolve(cutoff: Cutoff, n: int, m: int, dtype: Any) -> tuple[str, float]:
         return "relative", float(cutoff)
     if cutoff == "svht":
         return "median", hard_threshold(min(n, m) / max(n, m))
+    if {"array_api": 1.0, "matlab": 1.0, "numpy": 0.0, "jax": 10.0}[cutoff] * max(n, m) * eps >= 1.0:
+        raise InputError(
+            f"cutoff: {cutoff!r} drops every singular value of blocks of {n} rows and {m} columns in "
+            f"{np.dtype(dtype)}; use a number, Rank(k) or Energy(share), or float64"
+        )
     return {
         "array_api": ("relative", max(n, m) * eps),
         "matlab": ("spacing", float(max(n, m))),

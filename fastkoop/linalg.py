@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ from . import cutoff as rules
 from .backends import NON_FINITE, backend_for
 from .cutoff import Cutoff
 from .interop import arrays, traced
+from .machine import free_memory
 
 
 def time_major(data, time_axis: int):
@@ -35,6 +37,15 @@ def warn_of_overflow(values, route, batch: tuple[int, ...], source: arrays.Array
     lost = lost.reshape(-1, lost.shape[-1]).any(axis=0) & (route != NON_FINITE)
     if bad := np.flatnonzero(lost).tolist():
         checks.warn(text(bad[0], len(bad), batch, source.dtype or values.dtype))
+
+
+def fits(name: str, plan: Any, numbers: int, data: Any, source: arrays.Array) -> None:
+    """Raise before anything is computed if results of so many numbers, and the algebra of a block, take more memory
+    than is free; on a device its allocator tells."""
+    if source.place.on_host:
+        algebra = 3 * 8 * plan.order**2 if plan.engine == "library" else 0
+        needed, shape = numbers * data.itemsize + algebra, tuple(source.data.shape)
+        checks.memory(f"{name}: a result for shape {shape}", needed, free_memory, "pass fewer blocks at a time")
 
 
 def _handed_over(result, source: arrays.Array, target: arrays.Array | None, out):
@@ -73,7 +84,7 @@ def predict(
         TypeError: an unsupported kind or dtype, or a tensor that requires grad.
 
     Warns:
-        RuntimeWarning: an unstable block grew beyond the dtype and is infinite or NaN (on a CPU, steps > 1, unless
+        RuntimeWarning: an unstable block grew beyond the dtype and is infinite or NaN (on a CPU, steps > 0, unless
             check_finite=False).
 
     NumPy: ``np.linalg.matrix_power(Fp @ np.linalg.pinv(F, rcond), T) @ X[..., -1]``.
@@ -107,14 +118,16 @@ def _predict(X, steps, cutoff, time_axis, check_finite, out):
     snapshots = time_major(source.data, time_axis)
     steps = checks.integer("steps", steps, least=0)
     m, n = len(snapshots) - 1, snapshots.shape[-1]
-    batch = snapshots.shape[1:-1]
+    batch, check_finite = snapshots.shape[1:-1], checks.flag("check_finite", check_finite)
     rule = rules.resolve(cutoff, n, m, snapshots.dtype)
     target = arrays.check_out(out, (*batch, n), source)
     with source.scope():
-        result, route = backend_for(source.place).predict(snapshots, steps, rule)
+        backend = backend_for(source.place)
+        fits("predict", backend.plan(math.prod(batch), n, m, snapshots.dtype), math.prod(batch) * n, snapshots, source)
+        result, route = backend.predict(snapshots, steps, rule)
         if check_finite and source.place.on_host:  # a device does not wait: its bad blocks are NaN
             refuse_non_finite(route, batch)
-            if steps > 1 or source.dtype:
+            if steps or source.dtype:
                 warn_of_overflow(result, route, batch, source)
         return _handed_over(result.reshape(*batch, n), source, target, out)
 
@@ -126,7 +139,8 @@ def pinv(F: Any, *, cutoff: Cutoff = "array_api", check_finite: bool = True, out
     inverse. Rank-deficient: the inverse on the singular values that count, zero on the others.
 
     Args:
-        F: (..., n, m), float32 or float64: a NumPy or CuPy array or a PyTorch tensor with any strides.
+        F: (..., n, m), float32 or float64: a NumPy or CuPy array or a PyTorch tensor with any strides. Empty
+            matrices have empty inverses.
         cutoff: which singular values count, see `fastkoop.cutoff`.
         check_finite: False lets NaN and infinity pass through their own matrix, which becomes NaN; on a
             CUDA device they always do.
@@ -169,11 +183,18 @@ def _pinv(F, cutoff, check_finite, out):
     traced.register()
     source = arrays.read(F, "F")
     *batch, n, m = checks.matrices(source.data.shape)
-    rule = rules.resolve(cutoff, n, m, source.data.dtype)
+    check_finite = checks.flag("check_finite", check_finite)
+    rule = rules.resolve(cutoff, max(n, 1), max(m, 1), source.data.dtype)
     target = arrays.check_out(out, (*batch, m, n), source)
+    if not n * m:  # as NumPy, SciPy and PyTorch answer
+        with source.scope():
+            nothing = backend_for(source.place).aligned_empty((*batch, m, n), source.data.dtype)
+            return _handed_over(nothing, source, target, out)
     columns = source.data.transpose(len(batch) + 1, *range(len(batch) + 1))
     with source.scope():
-        result, route = backend_for(source.place).pinv(columns, rule)
+        backend = backend_for(source.place)
+        fits("pinv", backend.plan(math.prod(batch), n, m, columns.dtype), columns.size, columns, source)
+        result, route = backend.pinv(columns, rule)
         if check_finite and source.place.on_host:
             refuse_non_finite(route, tuple(batch), "F")
             inverses = result.reshape(len(result), m * n)

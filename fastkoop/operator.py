@@ -13,7 +13,8 @@ from .backends import COORDINATES, NON_FINITE, backend_for
 from .cutoff import Cutoff
 from .interop import arrays, traced
 from .interop.traced import in_scope
-from .linalg import refuse_non_finite, time_major, warn_of_overflow
+from .linalg import fits, refuse_non_finite, time_major, warn_of_overflow
+from .machine import free_memory
 from .observables import ObservablesLike
 from .options import Options, Stabilize
 from .reports import Reports
@@ -82,14 +83,24 @@ def fit(
     source = arrays.read(X)
     snapshots = time_major(source.data, time_axis)
     options = Options(cutoff, observables, stabilize, out_of_span)
-    flags = {"refine": bool(refine), "check_finite": bool(check_finite)}
+    flags = {"refine": checks.flag("refine", refine), "check_finite": checks.flag("check_finite", check_finite)}
     options.observables.check(len(snapshots))
     options.observables.weights(snapshots.shape[-1])
     with source.scope():
-        op = KoopmanOperator(snapshots, options, backend_for(source.place), source, **flags)
+        backend = backend_for(source.place)
+        _fits(backend, snapshots, options, source)
+        op = KoopmanOperator(snapshots, options, backend, source, **flags)
         if check_finite and source.place.on_host:
             refuse_non_finite(op._published.route, snapshots.shape[1:-1])
         return op
+
+
+def _fits(backend, X, options: Options, source: arrays.Array) -> None:
+    """Raise before anything is computed if the factors of all blocks take more memory than is free."""
+    rows, pairs = options.observables.observed.shape(X.shape[-1], len(X))
+    plan = backend.plan(B := math.prod(X.shape[1:-1]), rows, max(pairs, 1), X.dtype)
+    factors = 16 * B * plan.order**2 if plan.engine == "kernel" else 0  # of large blocks their rank decides
+    fits("fit", plan, factors // X.itemsize, X, source)
 
 
 NOT_PICKLED = ("backend", "_xp", "_source", "_X", "_readout")
@@ -237,6 +248,10 @@ class KoopmanOperator(Reports):
         affine = self.options.observables.observed.affine
         return self._augmented(False) if affine else self._lifted.factors
 
+    def _watchful(self, check_finite: bool | None) -> bool:
+        """Whether states are looked at, as the caller says, or else as `fit` was told."""
+        return self._check_finite if check_finite is None else checks.flag("check_finite", check_finite)
+
     @in_scope
     def check(self) -> None:
         """Raise if a block was not finite; on a CPU `fit` has done so already unless check_finite=False."""
@@ -258,10 +273,13 @@ class KoopmanOperator(Reports):
         Warns:
             RuntimeWarning: as `fastkoop.predict`.
         """
+        check_finite = self._watchful(check_finite)
+        needed = (checks.how_many(steps) or 1) * len(self._factors.rank) * self._n * self._X.itemsize
+        if self._source.place.on_host:
+            checks.memory(f"steps: {checks.how_many(steps)} states", needed, free_memory, "ask for fewer at a time")
         counts, single = checks.step_counts(steps)
         states = self._states(counts)
-        check_finite = self._check_finite if check_finite is None else check_finite
-        if check_finite and self._source.place.on_host and (counts.max(initial=0) > 1 or self._source.dtype):
+        if check_finite and self._source.place.on_host and (counts.any() or self._source.dtype):
             warn_of_overflow(states, self._published.route, self._batch, self._source)
         out = states.reshape(len(counts), *self._batch, self._n)
         return self._source.wrap(out[0] if single else self._xp.moveaxis(out, 0, -1))
@@ -343,7 +361,7 @@ class KoopmanOperator(Reports):
         Args:
             check_finite: as `predict`.
         """
-        check_finite = self._check_finite if check_finite is None else check_finite
+        check_finite = self._watchful(check_finite)
         watched = self._published.route if check_finite and self._source.place.on_host else None
         return Walk(States([self.parts]), self._batch, self._source, watched)
 

@@ -9,7 +9,7 @@ relative   c                              s > c max(s)
 spacing    c                              s > c eps(max(s)), the spacing of the data's dtype at max(s)
 rank       k                              the k largest
 energy     share                          the fewest whose squares sum to >= share of all squares
-median     w                              s > w median(s) over min(n, m) values
+median     w                              s > w median(s) over min(n, m) values, but at least the largest
 ========== ============================== ==========================================================
 
 A count or a share never reaches into values that are zero at float64's resolution. `selection` applies a rule;
@@ -36,7 +36,7 @@ def needs_largest_only(kind):
 
 def keeps_constant(kind, value):
     """Whether the rule keeps the one singular value of a constant trajectory, so that K x = x."""
-    return kind != MEDIAN and (kind != RELATIVE or value < 1.0)
+    return kind != RELATIVE or value < 1.0
 
 
 def floor(kind, length, largest):

@@ -45,6 +45,7 @@ def truncated_svd(F: np.ndarray, cutoff: tuple[str, float], dtype=None):
     else:
         limit = threshold(s, cutoff, dtype)
         count = s > (max(limit, zero) if kind == "median" else limit)
+        count[0] |= kind == "median"  # a rule for noise never makes a block vanish
     return U[:, count], s[count], Vt[count]
 
 

@@ -78,6 +78,9 @@ def select(squares, p, kind, value, digits, scale, blur, slack, floor):
         edge = high != limit(largest - doubt, kind, value, digits, scale)
     for i in range(p):
         edge |= abs(squares[i] - threshold * threshold) <= blur + 2.0 * slack * threshold + slack * slack
+    if kind == MEDIAN and rank == 0:  # all noise, or a single value: the largest is kept, so that no block vanishes
+        rank, threshold = 1, math.sqrt(max(squares[1], 0.0)) if p > 1 else 0.0
+        edge |= p > 1 and squares[0] - squares[1] <= 2.0 * (blur + 2.0 * slack * largest)
     return rank, threshold, edge
 
 

@@ -6,6 +6,9 @@ import numpy as np
 
 from .contract import Factors
 
+LOOSE = 1e-6  # of the radius, by which clipping may leave an eigenvalue outside
+DEPENDENT = 1e4  # the condition number of eigenvectors from which it may: rounding is that number's square times 2e-16
+
 
 def _finite(factors: Factors):
     """Index, rank and (r, r) operator of every block that has a finite one."""
@@ -52,6 +55,10 @@ def clip(factors: Factors, radius: float) -> tuple[Factors, np.ndarray]:
     K^T x_last = readout A^(T-1) start holds at every T >= 1. (A plus what clipping takes from it would be
     uncertain by the largest eigenvalue that was there.)
 
+    Singular values that are rounding make operators of any size, with eigenvectors so nearly dependent that clipping
+    them leaves values outside. The smallest singular values are then dropped, as a coarser cutoff would, until all
+    lie inside.
+
     Returns:
         The factors and, per block, the 2-norm condition number of its eigenvectors: (B,) float64, 1 where
         nothing was clipped. The clipped operator is uncertain by about that number times radius times 2e-16.
@@ -61,14 +68,44 @@ def clip(factors: Factors, radius: float) -> tuple[Factors, np.ndarray]:
     condition = np.ones(len(factors.rank))
     readout, operator = factors.readout.copy(), factors.operator.copy()
     for b, r, A in _finite(factors):
-        values, P = np.linalg.eig(A)
+        clipped = _clipped(A, radius)
+        if clipped is None:
+            continue
+        A, turn, condition[b] = clipped
+        k = len(A)
+        operator[b, :r, :r], operator[b, :k, :k] = 0.0, A
+        readout[b, :, :k], readout[b, :, k:r] = factors.readout[b, :, :k] @ turn, 0.0
+    return factors._replace(readout=readout, operator=operator), condition
+
+
+def _clipped(A: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """A, or as many of its leading coordinates as hold the radius once clipped, what the readout is multiplied by,
+    and the condition number of the eigenvectors; None where nothing is outside."""
+    for k in _fewer(len(A)):
+        values, P = np.linalg.eig(A[:k, :k])
         moduli = np.abs(values)
         beyond = moduli > radius
         if not beyond.any():
-            continue
-        condition[b] = np.linalg.cond(P)
+            return None if k == len(A) else (A[:k, :k], np.eye(k), 1.0)
+        condition = np.linalg.cond(P)
         shrunk = np.where(beyond, radius / np.where(beyond, moduli, 1.0), 1.0)
-        back = np.linalg.inv(P)
-        operator[b, :r, :r] = ((P * (values * shrunk)) @ back).real
-        readout[b, :, :r] = factors.readout[b, :, :r] @ ((P * shrunk) @ back).real
-    return factors._replace(readout=readout, operator=operator), condition
+        try:
+            back = np.linalg.inv(P)
+        except np.linalg.LinAlgError:
+            continue
+        clipped, turn = ((P * (values * shrunk)) @ back).real, ((P * shrunk) @ back).real
+        if condition <= DEPENDENT or _within(clipped, radius * (1.0 + LOOSE)):
+            return clipped, turn, float(condition)
+    return np.zeros((0, 0)), np.zeros((0, 0)), np.inf  # never seen: a single value has one eigenvector
+
+
+def _fewer(r: int):
+    """r, and ever fewer coordinates to try."""
+    while r:
+        yield r
+        r = min(r - 1, max(32, 3 * r // 4))
+
+
+def _within(A: np.ndarray, radius: float) -> bool:
+    """Whether A's eigenvalues lie in the circle."""
+    return bool(np.isfinite(A).all()) and bool(np.abs(np.linalg.eigvals(A)).max() <= radius)

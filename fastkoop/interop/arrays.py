@@ -59,7 +59,7 @@ def read(x, name: str = "X") -> Array:
             return _promoted(read(_detached(x, name).float(), name), half, lambda out: out.to(x.dtype))
         return _on_cuda(x, name) if x.device.type == "cuda" else Array(_from_torch(x, name), "torch", _to_torch)
     if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name}: a masked array has no pseudo-inverse; pass {name}.filled(value)")
+        raise TypeError(f"{name}: expected an array without a mask, got a masked one; pass {name}.filled(value)")
     if isinstance(x, np.ndarray) or is_cupy_array(x) or is_jax_array(x):
         if str(x.dtype) in HALVES:
             return _promoted(read(x.astype(np.float32), name), str(x.dtype), lambda out: out.astype(x.dtype))
@@ -69,11 +69,15 @@ def read(x, name: str = "X") -> Array:
         return Array(_checked(x, name), "cupy", lambda out: out, Place("cuda", x.device.id), lambda: x.device)
     if is_jax_array(x):
         return _from_jax(_checked(x, name), name)
-    if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
+    if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__") and not isinstance(x, type):
         return _from_dlpack(x, name)
+    dense = next((method for method in ("toarray", "to_numpy") if hasattr(x, method)), None)  # of SciPy, of pandas
+    cure = f"{name}.{dense}()" if dense else "np.asarray(...) of float32 or float64"
+    if hasattr(x, "parameters"):
+        cure = "a recording of its parameters, see fastkoop.torch_adapter.KoopmanPhase"
     raise TypeError(
         f"{name}: expected an array of NumPy, CuPy or JAX, a PyTorch tensor or another DLPack exporter, got "
-        f"{type(x).__name__}; pass np.asarray(...) of float32 or float64"
+        f"{type(x).__name__}; pass {cure}"
     )
 
 
@@ -143,12 +147,17 @@ def check_floating(x, name: str) -> None:
 
 
 def _checked(x, name: str):
-    if x.dtype not in FLOATS:
-        raise TypeError(
-            f"{name}: expected float32 or float64 in native byte order, got {x.dtype.str} ({x.dtype}); "
-            f"pass {name}.astype(np.float32) or np.float64"
-        )
-    return x
+    dtype = x.dtype
+    if dtype in FLOATS:
+        return x
+    cure = {"c": f"{name}.real or {name}.imag", "O": f"np.array({name}.tolist(), np.float64), if it holds numbers"}
+    text = getattr(dtype, "str", "")  # JAX's keys have none
+    if text[1:2] in ("U", "S", "V", "M", "m") or not text:
+        raise TypeError(f"{name}: expected numbers, float32 or float64, got an array of {dtype}")
+    raise TypeError(
+        f"{name}: expected float32 or float64 in native byte order, got {text} ({dtype}); "
+        f"pass {cure.get(text[1], f'{name}.astype(np.float32) or np.float64')}"
+    )
 
 
 def _from_torch(x, name: str) -> np.ndarray:
@@ -178,14 +187,23 @@ def _detached(x, name: str):
     import torch
 
     if x.device.type not in ("cpu", "cuda"):
-        raise TypeError(
-            f"{name}: expected a tensor on the CPU or on a CUDA device, got one on {x.device}; pass {name}.cpu()"
-        )
+        cure = "make it on another device: it has no data" if x.is_meta else f"pass {name}.cpu()"
+        raise TypeError(f"{name}: expected a tensor on the CPU or on a CUDA device, got one on {x.device}; {cure}")
+    if torch.nn.parameter.is_lazy(x):
+        raise TypeError(f"{name}: expected a tensor with data, got a parameter that is not initialised; run the model")
     refuse_gradient(x, name)
+    if x.is_nested:
+        raise TypeError(
+            f"{name}: expected a dense tensor, got a nested one; pass its parts, {name}.unbind(), one by one"
+        )
     if x.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {x.layout}; pass {name}.to_dense()")
+    if isinstance(x, torch.masked.MaskedTensor):
+        raise TypeError(f"{name}: expected a tensor without a mask, got a masked one; pass {name}.to_tensor(value)")
     if x.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        raise TypeError(f"{name}: expected float32 or float64, got {x.dtype}; pass {name}.float() or {name}.double()")
+        cure = f"{name}.float() or {name}.double()"
+        cure = f"{name}.real or {name}.imag" if x.is_complex() else f"{name}.dequantize()" if x.is_quantized else cure
+        raise TypeError(f"{name}: expected float32 or float64, got {x.dtype}; pass {cure}")
     return x.detach()
 
 
@@ -250,7 +268,9 @@ def check_out(out, shape: tuple[int, ...], like: Array) -> Array | None:
         raise InputError(
             "out: expected a {} array of {} and shape {}, got a {} array of {} and shape {}".format(*expected, *got)
         )
-    shared = any(stride == 0 and length > 1 for stride, length in zip(target.data.strides, shape, strict=True))
+    shared = target.data.size and any(
+        stride == 0 and length > 1 for stride, length in zip(target.data.strides, shape, strict=True)
+    )
     if shared or (target.kind == "torch" and out.is_neg()):
         raise InputError("out: expected memory of its own for every element, got an expanded or a negated view")
     if target.place.on_host and not target.data.flags.writeable:

@@ -347,6 +347,21 @@ class TestClip:
         assert plain.condition == clipped.condition
         assert clipped.residual > 0.1 > plain.residual
 
+    @pytest.mark.parametrize("observables", [fk.Delay(2), fk.Delay(4), (fk.Delay(2), fk.Affine()), "identity"], ids=str)
+    @pytest.mark.parametrize("cutoff", [0.0, 1e-16, "array_api"])
+    @pytest.mark.parametrize("moves", ["constant", "two values", "line", "rank one", "noise"])
+    def test_holds_where_eigenvectors_are_all_but_dependent(self, observables, cutoff, moves, dtype, rng):
+        """Singular values of rounding alone make operators of any size; what is promised of them holds."""
+        t, w = np.arange(101.0), rng.normal(size=(12, 8, 1))
+        X = {
+            "constant": w + 0 * t, "two values": np.where(t < 50, w, 2 * w), "line": w + 1e-3 * t,
+            "rank one": w * 1.1 ** (t / 10), "noise": w + 1e-7 * rng.normal(size=(12, 8, 101)),
+        }[moves].astype(dtype)  # fmt: skip
+        for stabilize, radius in ((0.9, 0.9), ("clip", 1.0)):
+            op = fk.fit(X, cutoff=cutoff, observables=observables, stabilize=stabilize)
+            assert (op.spectral_radius <= radius * (1 + 2e-6)).all()
+            assert np.isfinite(op.predict([1, 10, 1000])).all()
+
 
 class TestErrors:
     X = np.random.default_rng(0).normal(size=(6, 4))

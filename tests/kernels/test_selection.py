@@ -38,6 +38,14 @@ def test_strictly_above():
     assert select("relative", np.nextafter(0.5, 0))[0] == 2
 
 
+@pytest.mark.parametrize("s", [[1.0], [1.0, 0.9], [1.0, 0.99, 0.98], [3.0, 2.9, 2.8, 2.7]])
+def test_a_multiple_of_the_median_keeps_the_largest_value(s):
+    rank, threshold, edge = select("median", 2.0, s, blur=1e-15)
+    assert (rank, threshold, edge) == (1, s[1] if len(s) > 1 else 0.0, False)
+    assert select("median", 2.0, [1.0, 1.0], blur=1e-15)[2]  # which of two equals is arbitrary
+    assert select("median", 2.0, [0.0, 0.0])[0] == 0
+
+
 def test_the_median_of_an_even_number():
     assert select("median", 1.0, [8, 4, 2, 1])[1] == pytest.approx(3.0)
 

@@ -50,7 +50,7 @@ __device__ bool is_constant(bool alike, const Block<T>& block, const Problem& p)
 
 // Whether the rule keeps the one singular value of a constant trajectory, so that K x = x.
 __device__ inline bool keeps_rank_one(const Problem& p) {
-  return p.rule != MEDIAN && (p.rule != RELATIVE || p.value < 1.0);
+  return p.rule != RELATIVE || p.value < 1.0;
 }
 
 // Prove from the Gram matrix S that every singular value counts and that the Gram route resolves it: S minus what is

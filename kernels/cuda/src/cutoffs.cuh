@@ -65,6 +65,11 @@ __device__ inline Selection select(const double* squares, const Problem& p, doub
   }
   for (int i = 0; i < order; ++i)
     found.edge |= fabs(squares[i] - threshold * threshold) <= blur + 2.0 * slack * threshold + slack * slack;
+  if (p.rule == MEDIAN && found.rank == 0) {  // all noise, or a single value: the largest is kept
+    found.rank = 1;
+    threshold = order > 1 ? sqrt(max(squares[1], 0.0)) : 0.0;
+    found.edge |= order > 1 && squares[0] - squares[1] <= 2.0 * (blur + 2.0 * slack * largest);
+  }
   found.threshold = threshold;
   return found;
 }
