@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 UNITS = ((15, "PB"), (12, "TB"), (9, "GB"), (6, "MB"))
+FOREVER = 2**63 - 1  # what counts of steps are below
 NOT_ASKED_FOR = 1 << 30  # bytes below which free memory is not looked up
 
 
@@ -29,8 +30,8 @@ def integer(name: str, value, *, least: int, cure: str = "") -> int:
         raise TypeError(f"{name}: expected an integer, got {brief(value)} ({type(value).__name__})") from None
     if number < least:
         raise InputError(f"{name}: expected an integer >= {least}, got {number}{'; ' + cure if cure else ''}")
-    if number >= 2**63:
-        raise InputError(f"{name}: expected an integer < 2**63, got {number}")
+    if number >= FOREVER:
+        raise InputError(f"{name}: expected an integer < 2**63 - 1, got {number}")
     return number
 
 
@@ -73,10 +74,15 @@ def how_many(steps) -> int | None:
 
 
 def step_counts(steps) -> tuple[np.ndarray, bool]:
-    """`steps` as a 1-D int64 array of counts >= 0, and whether one plain integer was given."""
+    """`steps` as a 1-D int64 array of counts >= 0, infinite ones FOREVER, and whether a single one was given."""
     if how_many(steps) is None:
-        return np.array([integer("steps", steps, least=0)], dtype=np.int64), True
-    return np.array([integer("steps", step, least=0) for step in list(steps)], dtype=np.int64), False
+        return np.array([_count(steps)], dtype=np.int64), True
+    return np.array([_count(step) for step in list(steps)], dtype=np.int64), False
+
+
+def _count(step) -> int:
+    """An integer >= 0, or FOREVER for an infinite float."""
+    return FOREVER if isinstance(step, float) and step == math.inf else integer("steps", step, least=0)
 
 
 def memory(what: str, needed: float, free: Callable[[], float], cure: str) -> None:
@@ -146,6 +152,15 @@ def overflow(block: int, blocks: int, batch: tuple[int, ...], dtype) -> str:
     return (
         f"predict: {_where(block, blocks, batch)} grew beyond what {dtype} holds, its operator is unstable; predict "
         'fewer steps, fit with stabilize="clip", or pass check_finite=False to take infinities as they come'
+    )
+
+
+def no_limit(block: int, blocks: int, batch: tuple[int, ...], dtype) -> str:
+    """The warning for `blocks` blocks, `block` the first, whose states do not settle."""
+    have = "have" if blocks > 1 else "has"
+    return (
+        f"predict: {_where(block, blocks, batch)} {have} no limit, see limit_reason; predict a number of steps, fit "
+        'with stabilize="clip" or a radius below 1, or pass check_finite=False to take infinities as they come'
     )
 
 

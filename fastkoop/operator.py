@@ -13,6 +13,7 @@ from .backends import COORDINATES, NON_FINITE, backend_for
 from .cutoff import Cutoff
 from .interop import arrays, traced
 from .interop.traced import in_scope
+from .limit import REASONS, limits_of
 from .linalg import fits, refuse_non_finite, time_major, warn_of_overflow
 from .machine import free_memory
 from .observables import ObservablesLike
@@ -159,6 +160,7 @@ class KoopmanOperator(Reports):
         self._spread, self._check_finite = spread, check_finite
         observed, columns = options.observables.observed, len(snapshots)
         self._batch, self._n = snapshots.shape[1:-1], options.observables.weights(snapshots.shape[-1])
+        self._columns = slice(self._n)  # of the observables' rows that are read out
         rows, self._pairs = observed.delay * snapshots.shape[-1], columns - observed.delay
         self._tall = spread is not None or observed.tall(snapshots.shape[-1], columns)
         self._large = backend.plan(1, rows, self._pairs, snapshots.dtype).engine == "library"
@@ -176,10 +178,10 @@ class KoopmanOperator(Reports):
 
     def _reading(self, snapshots) -> Readout:
         """How weights are read out of these snapshots."""
-        read = None if snapshots is None else snapshots[..., : self._n]
+        read = None if snapshots is None else snapshots[..., self._columns]
         if read is not None and self._tall:
             read = read[self.options.observables.observed.delay - self.options.carry :]
-        return Readout(self.backend, self._source.place, read, self._tall, self._large)
+        return Readout(self.backend, self._source.place, read, self._tall, self._large, self._columns.start or 0)
 
     def released(self) -> KoopmanOperator:
         """The same without snapshots: its reports, but no predictions; see `on`."""
@@ -262,7 +264,10 @@ class KoopmanOperator(Reports):
         """K^steps x_last.
 
         Args:
-            steps: an integer >= 0, or a 1-D sequence of k of them, in any order.
+            steps: an integer >= 0, math.inf, or a 1-D sequence of k of them, in any order. math.inf is the mean of ever
+                more states (von Neumann's mean ergodic limit): what lies along eigenvalues inside the unit circle
+                vanishes, with a constant it goes to its fixed point; along those within 1e-8 of 1 it stays, along
+                others on the circle it averages out. Infinite where there is none, see `limit_reason`.
             check_finite: False takes states beyond the dtype as infinities, without a warning; None is what
                 `fit` was given.
 
@@ -279,51 +284,90 @@ class KoopmanOperator(Reports):
             checks.memory(f"steps: {checks.how_many(steps)} states", needed, free_memory, "ask for fewer at a time")
         counts, single = checks.step_counts(steps)
         states = self._states(counts)
+        if check_finite and (counts == checks.FOREVER).any():
+            limits = np.flatnonzero(self._limits[1])
+            if len(limits):
+                checks.warn(checks.no_limit(int(limits[0]), len(limits), self._batch, self._X.dtype))
+            check_finite = False
         if check_finite and self._source.place.on_host and (counts.any() or self._source.dtype):
             warn_of_overflow(states, self._published.route, self._batch, self._source)
-        out = states.reshape(len(counts), *self._batch, self._n)
+        return self._handed_over(states, single)
+
+    def _handed_over(self, states, single: bool):
+        """States (k, B, n) in the caller's kind and shape."""
+        out = states.reshape(len(states), *self._batch, states.shape[-1])
         return self._source.wrap(out[0] if single else self._xp.moveaxis(out, 0, -1))
 
     @in_scope
-    def velocities(self, steps: int) -> Any:
-        """The velocities beside the weights that `predict` reads out of K^steps (w, v), with `Momentum()`.
+    def velocities(self, steps: Any) -> Any:
+        """Velocities that `Momentum` observes beside the weights, after so many steps, as `predict` gives weights.
 
         Args:
-            steps: an integer >= 0.
-
-        Returns:
-            (..., n) of X's kind, dtype and device.
+            steps: as `predict`.
 
         Raises:
-            ValueError: the operator observes no velocities.
+            ValueError: the operator does not observe them.
         """
-        steps, n = checks.integer("steps", steps, least=0), self._n
         if not self.options.observables.momentum:
-            raise checks.InputError("velocities: the operator observes none; fit with observables=Momentum()")
-        rows, readout = self._X[..., n : 2 * n], self._readout
-        if not steps:
-            return self._source.wrap(self._xp.ascontiguousarray(rows[-1]))
-        coefficients = self.backend.evolve(self._factors, np.array([steps]))
-        if self._tall:
-            readout = readout._replace(snapshots=rows[len(rows) - len(readout.snapshots) :])
-        else:  # whose coefficients are the rows themselves
-            coefficients = self._xp.ascontiguousarray(coefficients[..., n : 2 * n])
-        return self._source.wrap(readout.states(coefficients).reshape(*self._batch, n))
+            raise checks.InputError(
+                f"velocities: expected an operator that observes Momentum(), got {self.options.observables}"
+            )
+        counts, single = checks.step_counts(steps)
+        other = self._twin()
+        other._columns = slice(self._n, 2 * self._n)
+        other._readout = other._reading(self._X)
+        return self._handed_over(other._states(counts), single)
 
     def _states(self, counts: np.ndarray):
         """States (k, B, n) at the given numbers of steps."""
         B = len(self._factors.rank)
         later = np.unique(counts[counts > 0])
-        states = self._later(later)
-        if np.array_equal(later, counts):
+        states = self._later(later[later < checks.FOREVER])
+        if np.array_equal(later, counts) and len(states) == len(counts):
             out = states
         else:
             out = self.backend.aligned_empty((len(counts), B, self._n), self._X.dtype)
-            last = self._weights(-1)
             for k, count in enumerate(counts):
-                out[k] = states[int(np.searchsorted(later, count))] if count else last
+                if count == checks.FOREVER:
+                    out[k] = self._limit_states()
+                else:
+                    out[k] = states[int(np.searchsorted(later, count))] if count else self._weights(-1)
         out[:, self._published.route == NON_FINITE] = np.nan
         return out
+
+    @functools.cached_property
+    def _limits(self) -> tuple:
+        """Coordinates (B, r) that the states settle at, and indices of why a block's do not."""
+        factors, host = self._lifted.factors, self.backend.host
+        arrays = (factors.operator, self._lifted.drift, factors.start, factors.rank)
+        return limits_of(*map(host, arrays))
+
+    def _limit_states(self):
+        """The limits' weights (B, n); infinite where there is none."""
+        limits, reasons = self._limits
+        start = self._xp.asarray(np.where(reasons[:, None], 0.0, limits))
+        if self._factors is not self._lifted.factors:  # with the constant
+            start = self._xp.concatenate([self._xp.ones((len(start), 1)), start], axis=1)
+        settled = self._factors._replace(start=self._xp.ascontiguousarray(start))
+        states = self._readout.states(self.backend.evolve(settled, np.array([1])))[0]
+        states[self._xp.asarray(reasons > 0)] = np.inf
+        return states
+
+    @property
+    def limit_reason(self) -> np.ndarray:
+        """Why `predict(math.inf)` is infinite, per block, in words, a NumPy array.
+
+        "": it is not; "diverges": an eigenvalue lies outside the unit circle; "drifts": something moves along the
+        eigenvalue 1 at every step, as along a straight line.
+
+        >>> fit(np.array([[[1.0, 0.5, 0.25]], [[1.0, 2.0, 4.0]]])).limit_reason.tolist()
+        ['', 'diverges']
+        """
+        return np.array(REASONS)[self._limit_reasons()].reshape(self._batch)
+
+    @in_scope
+    def _limit_reasons(self) -> np.ndarray:
+        return self._limits[1]
 
     def _later(self, steps: np.ndarray):
         """States (k, B, n) at ascending steps >= 1: of snapshots, or of each large block's few rows where that is less.

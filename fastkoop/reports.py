@@ -30,6 +30,7 @@ class Reports:
     _spread: Any  # what has the other parts of the blocks; None of whole ones
     _batch: tuple[int, ...]
     _n: int  # weights of a block
+    _columns: slice  # where weights are among a block's rows
     _pairs: int
     _tall: bool
     _published: Any  # Factors as published, before they are stabilized
@@ -183,8 +184,8 @@ class Reports:
         raise NotImplementedError
 
     def _weights(self, t: int):
-        """Snapshot t (B, n)."""
-        return self._X[t, ..., : self._n].reshape(math.prod(self._batch), self._n)
+        """What is read out of snapshot t (B, n)."""
+        return self._X[t, ..., self._columns].reshape(math.prod(self._batch), self._n)
 
     def _mean(self, after: bool):
         """Means over the columns of Fp (if `after`) or of F: (B, delay n) float64."""

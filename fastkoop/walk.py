@@ -25,12 +25,13 @@ class Readout(NamedTuple):
     snapshots: Any  # (q, ..., n) that the coefficients of tall blocks combine; a wide block's hold its weights first
     tall: bool
     large: bool  # blocks for BLAS and LAPACK
+    first: int = 0  # of a wide block's rows, the one that is read out first
 
     def states(self, coefficients, *, products: bool = True):
         """Weights (k, B, n) in the snapshots' dtype."""
         if self.tall:
             return self.backend.combine(self.snapshots, coefficients, products=products)
-        return self.backend.reconstruct(self.snapshots, coefficients, side="weights")
+        return self.backend.reconstruct(self.snapshots, coefficients[..., self.first :], side="weights")
 
     def rows(self, factors):
         """Rows (r, B, n) whose combinations with coordinates y are the weights, so that snapshots need not be read."""
