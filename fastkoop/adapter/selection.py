@@ -25,8 +25,8 @@ def patterns(name: str, given: str | Iterable[str] | None, names: list[str]) -> 
     return listed
 
 
-def select(model: nn.Module, include, exclude) -> dict[str, nn.Parameter]:
-    """Trainable parameters by name, as include and exclude tell; all must be recordable.
+def select(model: nn.Module, include, exclude, devices=("cpu", "cuda")) -> dict[str, nn.Parameter]:
+    """Trainable parameters by name, as include and exclude tell; all must be recordable, on one of the devices.
 
     Raises:
         ValueError, TypeError: naming the parameter.
@@ -38,7 +38,7 @@ def select(model: nn.Module, include, exclude) -> dict[str, nn.Parameter]:
     for name, parameter in parameters.items():
         if nn.parameter.is_lazy(parameter):
             raise InputError(f"model: {name} is uninitialized; run the model once before making a phase")
-        if parameter.device.type not in ("cpu", "cuda"):
+        if parameter.device.type not in devices:
             raise TypeError(f"model: expected parameters on the CPU or CUDA, but {name} is on {parameter.device}")
         if parameter.dtype not in FLOATS:
             raise TypeError(f"model: expected float parameters, but {name} is {parameter.dtype}; see exclude=")

@@ -1,0 +1,178 @@
+"""KoopmanCallback in real fits of Lightning: accumulation, two optimizers, precision, checkpoints, loggers."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pl = pytest.importorskip("lightning.pytorch")
+
+from torch import nn  # noqa: E402
+from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
+
+from fastkoop.lightning import KoopmanCallback  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own: on workers, loggers, bars
+OPTIONS = {"burn_in": 4, "record": 12, "jump": 8, "rest": 4, "partition": "layer"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny models: threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def data(seed, count=96):
+    x = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
+    return DataLoader(TensorDataset(x, x[:, :1].sin()), batch_size=16)
+
+
+class Regression(pl.LightningModule):
+    def __init__(self, dropout=0.1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1))
+
+    def loss(self, batch):
+        x, y = batch
+        return (self.net(x) - y).square().mean()
+
+    def training_step(self, batch, _):
+        return self.loss(batch)
+
+    def validation_step(self, batch, _):
+        self.log_dict({"val_loss": self.loss(batch), "other": 0.0})
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+class Gan(pl.LightningModule):
+    """Manual optimisation of two networks, one of which takes two steps a batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.automatic_optimization = False
+        self.generator, self.critic = nn.Linear(3, 6), nn.Linear(6, 1)
+
+    def training_step(self, batch, _):
+        generator, critic = self.optimizers()
+        for optimizer, sign in ((critic, 1), (critic, 1), (generator, -1)):
+            optimizer.zero_grad()
+            fake = self.generator(torch.randn(16, 3))
+            self.manual_backward(sign * (self.critic(fake).tanh().mean() - self.critic(batch[0]).tanh().mean()))
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.Adam(self.generator.parameters()), torch.optim.SGD(self.critic.parameters(), lr=0.01)]
+
+
+class Figures(pl.loggers.Logger):
+    """A logger that keeps what it is handed."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = {}
+
+    name, version = "figures", 0
+
+    def log_metrics(self, metrics, step=None):
+        for key, value in metrics.items():
+            self.values.setdefault(key, []).append((step, value))
+
+    def log_hyperparams(self, *_, **__):
+        pass
+
+
+def fit(module, callbacks, epochs=6, folder=None, ckpt_path=None, **options):
+    trainer = pl.Trainer(
+        max_epochs=epochs, callbacks=callbacks, accelerator="cpu", enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder, log_every_n_steps=1,
+        **{"logger": False, **options},
+    )  # fmt: skip
+    torch.manual_seed(1)
+    trainer.fit(module, data(0), data(1, 32), ckpt_path=ckpt_path)
+    return trainer
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_optimizer_steps_are_counted_and_figures_logged(accumulate, tmp_path):
+    logger, callback = Figures(), KoopmanCallback(monitor="val_loss", **OPTIONS)
+    fit(Regression(), [callback], 6 * accumulate, tmp_path, accumulate_grad_batches=accumulate, logger=logger)
+    assert callback.koopman.schedule.steps == 36
+    assert callback.koopman.jumps == 2
+    figures = {name: values for name, values in logger.values.items() if name.startswith("koopman/")}
+    assert [step for step, _ in figures["koopman/steps"]] == [16, 32]
+    for name in ("kept", "tried", "seconds", "rank", "spectral_radius", "guard_before", "guard_after",
+                 "forecast_error", "blocks_held", "gradients_saved"):  # fmt: skip
+        assert all(isinstance(value, float) for _, value in figures[f"koopman/{name}"])
+    kept = zip(figures["koopman/guard_before"], figures["koopman/guard_after"], strict=True)
+    assert all(after <= before for (_, before), (_, after) in kept)
+    assert figures["koopman/tried"][0][1] >= 3  # the mean and the line, too
+
+
+def test_training_is_not_disturbed_by_a_guard_that_refuses(tmp_path):
+    alone = Regression()
+    fit(alone, [], folder=tmp_path)
+    module = Regression()
+    callback = KoopmanCallback(validate=(lambda model, batch: float("inf"), [0]), **OPTIONS)
+    fit(module, [callback], folder=tmp_path)
+    assert callback.koopman.jumps == 2 and torch.equal(weights(module), weights(alone))
+
+
+def test_fractions_are_of_the_fit(tmp_path):
+    callback = KoopmanCallback(partition="layer", burn_in=0.25, record=0.5, jump=0.1, rest=0.25)
+    fit(Regression(), [callback], folder=tmp_path)
+    assert callback.koopman.plan == {"burn_in": 9, "record": 18, "jump": 3, "rest": 9}
+
+
+def test_two_networks_by_name(tmp_path):
+    callbacks = [KoopmanCallback(module=name, **OPTIONS) for name in ("generator", "critic")]
+    assert callbacks[0].state_key != callbacks[1].state_key
+    module = Gan()
+    fit(module, callbacks, folder=tmp_path)
+    for callback, member in zip(callbacks, (module.generator, module.critic), strict=True):
+        assert callback.koopman.schedule.steps == 36 and callback.koopman.jumps == 2
+        names = callback.koopman.phase.parts.parameters.by_name
+        assert [id(p) for p in names.values()] == [id(p) for p in member.parameters()]
+
+
+def test_bfloat16_autocast(tmp_path):
+    callback = KoopmanCallback(monitor="val_loss", **OPTIONS)
+    module = Regression()
+    fit(module, [callback], folder=tmp_path, precision="bf16-mixed")
+    assert callback.koopman.jumps == 2 and torch.isfinite(weights(module)).all()
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 4])
+def test_a_resumed_fit_ends_bit_for_bit_where_it_would_have(epochs, tmp_path):
+    """Through Lightning's own checkpoint, saved in the middle of a recording, of a rest and of a second recording."""
+    expected = Regression(0.0)  # Lightning does not save random generators
+    fit(expected, [KoopmanCallback(monitor="val_loss", **OPTIONS)], folder=tmp_path)
+    first = Regression(0.0)
+    trainer = fit(first, [KoopmanCallback(monitor="val_loss", **OPTIONS)], epochs, tmp_path)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    second, callback = Regression(0.0), KoopmanCallback(monitor="val_loss", **OPTIONS)
+    fit(second, [callback], folder=tmp_path, ckpt_path=tmp_path / "last.ckpt")
+    assert torch.equal(weights(second), weights(expected))
+    assert callback.koopman.jumps == 2
+
+
+def test_fractions_stay_those_of_the_first_fit(tmp_path):
+    callback = KoopmanCallback(partition="layer", burn_in=0.25, record=0.5)
+    trainer = fit(Regression(), [callback], 4, tmp_path)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = KoopmanCallback(partition="layer", burn_in=0.25, record=0.5)
+    fit(Regression(), [again], 12, tmp_path, ckpt_path=tmp_path / "last.ckpt")
+    assert again.koopman.plan == callback.koopman.plan
+
+
+def test_a_value_that_is_not_logged_is_named(tmp_path):
+    with pytest.raises(ValueError, match="monitor: expected validation_step to log 'accuracy'"):
+        fit(Regression(), [KoopmanCallback(monitor="accuracy", **OPTIONS)], folder=tmp_path)
