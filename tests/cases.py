@@ -3,8 +3,26 @@
 import numpy as np
 
 from fastkoop.kernels import reference
-from fastkoop.kernels.cpu import dense
-from fastkoop.kernels.cpu.simd import tile_of
+from fastkoop.kernels.cpu import dense as dense_module
+from fastkoop.kernels.cpu import scratch
+from fastkoop.kernels.cpu.jit import for_python
+
+
+class Doors:
+    """A module's functions as Python can call them, those that only kernels call too."""
+
+    def __init__(self, module):
+        self._module = module
+
+    def __getattr__(self, name):
+        value = getattr(self._module, name)
+        if getattr(value, "targetoptions", {}).get("no_cpython_wrapper"):
+            value = for_python(value)
+        setattr(self, name, value)
+        return value
+
+
+dense, tile_of = Doors(dense_module), Doors(scratch).tile_of
 
 SIZES = (1, 2, 31, 33, 63, 100)
 SHAPES = tuple((n, m) for n in SIZES for m in SIZES)
@@ -236,5 +254,5 @@ def kernel_eigh(A):
     """Eigenvalues, largest first, and eigenvectors as rows, by the Numba eigensolver."""
     n = len(A)
     d, Z = np.full(n, np.nan), tile(np.full((n, n), np.nan))
-    assert dense.eigh(tile(A), n, d, Z, tile_of(5, n))
+    assert dense.eigh(tile(A), n, d, Z, tile_of(5, n), np.empty((1, 3), np.int64))
     return d, Z[:, :n]

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from ..plan import EIGEN, NON_FINITE, SVD, ZERO
 from .dense import (
     EPS,
     axpy,
     cholesky,
+    copy_rows,
+    copy_upper,
     dot,
     eigh,
     matmul,
@@ -26,7 +26,8 @@ from .dense import (
     unrotate,
 )  # fmt: skip
 from .gram import is_finite
-from .jit import jit
+from .jit import jit, kernel
+from .scratch import integers, matrix, tile_of, vector
 from .selection import (
     companion_squaring_pays,
     limit,
@@ -37,7 +38,7 @@ from .selection import (
     triage,
     unit_of,
 )
-from .simd import tile_of
+from .simd import clear, copy
 
 
 @jit
@@ -86,8 +87,8 @@ def certified(S, n, kind, value, digits, scale, resolution, R):
     if not needs_largest_only(kind):
         return False
     total = 0.0
+    copy_upper(S, R, n, n)
     for i in range(n):
-        R[i, i:n] = S[i, i:n]
         total += 2.0 * dot(S[i, i:], S[i, i:], n - i) - S[i, i] * S[i, i]
     largest = math.sqrt(total)
     threshold = limit(math.sqrt(largest), kind, value, digits, scale)
@@ -107,12 +108,12 @@ def _judge(squares, n, kind, value, digits, scale, resolution):
 
 
 @jit
-def decompose(G, n, kind, value, digits, scale, resolution, work, d, Z):
+def decompose(G, n, kind, value, digits, scale, resolution, work, sweeps, d, Z):
     """Eigenpairs of G (overwritten), the rank and whether the Gram route may answer.
 
     Returns (route, rank, threshold, edge): EIGEN, or SVD where the Gram matrix cannot tell.
     """
-    if not (eigh(G, n, d, Z, work) and math.isfinite(d[0])):
+    if not (eigh(G, n, d, Z, work, sweeps) and math.isfinite(d[0])):
         return SVD, 0, 0.0, False
     rank, clear, threshold, edge = _judge(d, n, kind, value, digits, scale, resolution)
     return EIGEN if clear else SVD, rank, threshold, edge
@@ -131,7 +132,7 @@ def truncated_solve(A, n, x, kind, value, digits, scale, resolution, work, spect
     )
 
 
-@jit
+@kernel
 def reduced_solve(A, n, x, beta, e, kind, value, digits, scale, resolution, y, spectrum, rotations, sweeps):
     """`truncated_solve` of a matrix whose reflectors are in A and beta, its tridiagonal form in spectrum[0] and e."""
     d, ordered = spectrum[0], spectrum[1]
@@ -192,7 +193,7 @@ def reduce_weights(D, last, n, rank, d, Z, basis, readout, operator, start):
             basis[i, r] = Z[r, i]
             readout[i, r] = dot(D[i], Z[r], n) * scale
     for r in range(rank):
-        operator[r, :rank] = 0.0
+        clear(operator[r], 0, rank)
         for i in range(n):
             axpy(Z[r, i], readout[i], operator[r], rank)
 
@@ -200,8 +201,8 @@ def reduce_weights(D, last, n, rank, d, Z, basis, readout, operator, start):
 @jit
 def companion(a, m, M):
     """M = F^+ Fp of a full-rank tall block: a shift whose last column is a = F^+ x_last."""
-    M[:m, :m] = 0.0
     for i in range(m):
+        clear(M[i], 0, m)
         if i:
             M[i, i - 1] = 1.0
         M[i, m - 1] = a[i]
@@ -211,19 +212,19 @@ def companion(a, m, M):
 def advance(M, n, y, steps, spare, P, Q):
     """y <- M^steps y: one product a step, or repeated squaring where that is less work. P, Q are n x n scratch."""
     if squaring_pays(steps, n):
-        P[:n, :n] = M[:n, :n]
+        copy_rows(M, P, n, n)
         while steps:
             if steps & 1:
                 matvec(P, y, n, n, spare)
-                y[:n] = spare[:n]
+                copy(spare, y, 0, n)
             steps >>= 1
             if steps:
                 matmul(P, P, n, Q)
-                P[:n, :n] = Q[:n, :n]
+                copy_rows(Q, P, n, n)
         return
     for _ in range(steps):
         matvec(M, y, n, n, spare)
-        y[:n] = spare[:n]
+        copy(spare, y, 0, n)
 
 
 @jit
@@ -243,7 +244,7 @@ def advance_companion(a, m, steps, c, spare, M, P, Q):
 @jit
 def inverse_apply(R, n, w, spare, y):
     """y = (R^T R)^-1 w."""
-    y[:n] = w[:n]
+    copy(w, y, 0, n)
     solve_lower(R, n, y, spare)
     solve_upper(R, n, spare, y)
 
@@ -256,27 +257,29 @@ def advance_wide(R, D, n, steps, w, spare, y):
         matvec(D, y, n, n, w)
 
 
-@jit
+@kernel
 def solve_range(
     first, last, gram, order, wide, kind, value, digits, resolution, basis, readout, operator, start, rank, reports,
     edge, route,
 ):  # fmt: skip
     """Reduced operators from Gram matrices. reports[b] = threshold, largest and smallest kept singular value."""
     rows, columns = gram.shape[1], gram.shape[2]
-    S = np.empty((rows, columns))
+    S = matrix(rows, columns)
     G, Z = tile_of(order, order), tile_of(order, order)
-    d, work = np.empty(order), tile_of(5, order)
+    d, work, sweeps = vector(order), tile_of(5, order), integers(1, 3)
     for b in range(first, last):
-        S[:, :] = gram[b]
+        copy_rows(gram[b], S, rows, columns)
         size = trace(S, order)
         last2 = dot(S[2 * order], S[2 * order], order) if wide else S[order, order]
-        reports[b, :] = 0.0
+        clear(reports[b], 0, 3)
         route[b] = triage(size, last2)
         if route[b] != EIGEN:
             continue
         scale = normalize(S, 2 * order if wide else rows, columns, size)
-        G[:, :order] = S[:order, :order]
-        route[b], kept, threshold, edge[b] = decompose(G, order, kind, value, digits, scale, resolution, work, d, Z)
+        copy_rows(S, G, order, order)
+        route[b], kept, threshold, edge[b] = decompose(
+            G, order, kind, value, digits, scale, resolution, work, sweeps, d, Z
+        )
         rank[b] = kept
         reports[b, 0] = threshold * scale
         if kept:
@@ -296,15 +299,15 @@ def solve_range(
                 start[b, r] *= scale
 
 
-@jit
+@kernel
 def evolve_range(first, last, readout, operator, start, rank, steps, out):
     """out[b, k] = readout operator^(steps[k] - 1) start; steps ascend from 1."""
     order = operator.shape[1]
-    y, spare = np.empty(order), np.empty(order)
-    P, Q = np.empty((order, order)), np.empty((order, order))
+    y, spare = vector(order), vector(order)
+    P, Q = matrix(order, order), matrix(order, order)
     for b in range(first, last):
         r = rank[b]
-        y[:] = start[b]
+        copy(start[b], y, 0, order)
         at = 1
         for k in range(len(steps)):
             advance(operator[b], r, y, steps[k] - at, spare, P, Q)
@@ -312,10 +315,10 @@ def evolve_range(first, last, readout, operator, start, rank, steps, out):
             matvec(readout[b], y, out.shape[2], r, out[b, k])
 
 
-@jit
+@kernel
 def advance_range(first, last, operator, rank, steps, y):
     """y[b] <- operator^steps y[b], in place."""
     order = operator.shape[1]
-    spare, P, Q = np.empty(order), np.empty((order, order)), np.empty((order, order))
+    spare, P, Q = vector(order), matrix(order, order), matrix(order, order)
     for b in range(first, last):
         advance(operator[b], rank[b], y[b], steps, spare, P, Q)

@@ -158,11 +158,11 @@ def _sound(path: str) -> bool:
 class _Results(CompileResultCacheImpl):
     """How a compiled kernel is written, and the name of its files."""
 
-    def __init__(self, function):
+    def __init__(self, function, purpose: str):
         code = function.__code__
         name = f"{pathlib.Path(code.co_filename).stem}.{function.__qualname__}".replace("<", "").replace(">", "")
         version = f"{sys.version_info[0]}{sys.version_info[1]}{getattr(sys, 'abiflags', '')}"
-        self._filename_base = f"{name}-{code.co_firstlineno}.py{version}"
+        self._filename_base = f"{name}-{code.co_firstlineno}{purpose}.py{version}"
 
     def check_cachable(self, cres):
         return not cres.lifted and not cres.library.has_dynamic_globals
@@ -171,8 +171,9 @@ class _Results(CompileResultCacheImpl):
 class KernelCache(FunctionCache):
     """The compiled signatures of one kernel on disk, for Numba to ask; never raises for what it finds there."""
 
-    def __init__(self, function):
-        self._name, self._py_func, self._impl = repr(function), function, _Results(function)
+    def __init__(self, function, purpose: str = ""):
+        """purpose: tells apart what one function is compiled for."""
+        self._name, self._py_func, self._impl = repr(function), function, _Results(function, purpose)
         self.enable()
 
     @property

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from .jit import jit, jit_sums
-from .simd import LANES, add, lanes, rotate, scale, subtract2, subtract2_and_sum, subtract4
+from .simd import LANES, add, clear, copy, lanes, rotate, scale, subtract2, subtract2_and_sum, subtract4
 
 EPS = 2.0**-52
 QL_ITERATIONS = 60  # per eigenvalue; fewer than 2 are usual
@@ -40,6 +38,16 @@ def swap(a, b, n):
     """Exchange a[i] and b[i] over i < n."""
     for i in range(n):
         a[i], b[i] = b[i], a[i]
+
+
+@jit
+def place_of_largest(a, first, last):
+    """Index of the first of the largest of a[first:last]."""
+    place = first
+    for i in range(first + 1, last):
+        if a[i] > a[place]:
+            place = i
+    return place
 
 
 @jit
@@ -125,8 +133,8 @@ def tridiagonalize(A, n, d, e, beta, work):
     negligible *= NEGLIGIBLE * NEGLIGIBLE
     end = lanes(n)
     v, p, q = work[0], work[1], work[2]
-    v[:end] = 0.0  # the update by v and p that rows from k on are still owed
-    p[:end] = 0.0
+    clear(v, 0, end)  # the update by v and p that rows from k on are still owed
+    clear(p, 0, end)
     e[n - 1] = 0.0
     for k in range(n - 1):
         row = A[k]
@@ -140,15 +148,15 @@ def tridiagonalize(A, n, d, e, beta, work):
             e[n - 2 - k] = head if head * head > negligible else 0.0
             for i in range(k + 1, n):
                 subtract2(first, end, v[i], p[i], p, v, A[i])
-            v[:end] = 0.0
-            p[:end] = 0.0
+            clear(v, 0, end)
+            clear(p, 0, end)
             continue
         alpha = -math.copysign(math.sqrt(head * head + tail), head)
         e[n - 2 - k] = alpha
         row[k + 1] = head - alpha
         b = 2.0 / (row[k + 1] * row[k + 1] + tail)
         beta[k] = b
-        q[:end] = 0.0
+        clear(q, 0, end)
         i = k + 1
         while i + 1 < n:
             subtract2_and_sum(
@@ -158,8 +166,8 @@ def tridiagonalize(A, n, d, e, beta, work):
         if i < n:
             subtract2(first, end, v[i], p[i], p, v, A[i])
             add(first, end, b * row[i], A[i], q)
-        v[: k + 1] = 0.0
-        v[k + 1 : end] = row[k + 1 : end]
+        clear(v, 0, k + 1)
+        copy(row, v, k + 1, end)
         axpy(-0.5 * b * dot(q[k + 1 :], v[k + 1 :], n - k - 1), v, q, n)
         p, q = q, p
     subtract2(0, end, v[n - 1], p[n - 1], p, v, A[n - 1])
@@ -180,14 +188,15 @@ def reflect(A, n, beta, x, forward):
 def accumulate(A, n, beta, Z):
     """Z = Q^T with its rows last first, from the reflectors that `tridiagonalize` left in A."""
     end = lanes(n)
-    Z[:n, :end] = 0.0
+    for i in range(n):
+        clear(Z[i], 0, end)
     for i in range(n):
         Z[n - 1 - i, i] = 1.0
     for k in range(n - 3, -1, -1):
         if beta[k] != 0.0:
             v, first = A[k], k // LANES * LANES
-            v[first : k + 1] = 0.0
-            v[n:end] = 0.0
+            clear(v, first, k + 1)
+            clear(v, n, end)
             for i in range(n - 1 - k):  # Z <- Z H_k; outside these rows and columns Z is still a permutation
                 add(first, end, -beta[k] * dot(Z[i, k + 1 :], v[k + 1 :], n - k - 1), v, Z[i])
 
@@ -273,19 +282,19 @@ def unrotate(vector, rotations, sweeps, swept):
 
 
 @jit
-def eigh(A, n, d, Z, work):
+def eigh(A, n, d, Z, work, sweeps):
     """Eigenvalues d, largest first, and eigenvectors as *rows* of Z, of the full symmetric A (overwritten).
 
-    A and Z are (n, lanes(n)), A zero past column n; work is a (5, >= lanes(n)) scratch. False if the QL iteration
-    does not converge (never seen on finite input).
+    A and Z are (n, lanes(n)), A zero past column n; work is a (5, >= lanes(n)) scratch, sweeps an int64 one of any
+    size. False if the QL iteration does not converge (never seen on finite input).
     """
     e, beta = work[3], work[4]
     tridiagonalize(A, n, d, e, beta, work)
     accumulate(A, n, beta, Z)
-    if not ql(d, e, n, True, Z, e, work, np.empty((0, 3), np.int64))[0]:
+    if not ql(d, e, n, True, Z, e, work, sweeps)[0]:
         return False
     for i in range(n - 1):
-        top = i + np.argmax(d[i:n])
+        top = place_of_largest(d, i, n)
         if top != i:
             d[i], d[top] = d[top], d[i]
             swap(Z[i], Z[top], n)
@@ -293,9 +302,23 @@ def eigh(A, n, d, Z, work):
 
 
 @jit
+def copy_rows(A, B, rows, columns):
+    """B = A for leading rows x columns parts."""
+    for i in range(rows):
+        copy(A[i], B[i], 0, columns)
+
+
+@jit
+def copy_upper(A, R, n, columns):
+    """R = A on and above the diagonal of n rows, up to `columns`."""
+    for i in range(n):
+        copy(A[i], R[i], i, columns)
+
+
+@jit
 def matmul(A, B, n, C):
     """C = A B for leading n x n parts."""
     for i in range(n):
-        C[i, :n] = 0.0
+        clear(C[i], 0, n)
         for k in range(n):
             axpy(A[i, k], B[k], C[i], n)

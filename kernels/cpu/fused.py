@@ -22,7 +22,7 @@ from .algebra import (
     triage_block,
     truncated_solve,
 )
-from .dense import QL_ITERATIONS, ROTATIONS, axpy, cholesky, dot, matvec, solve_upper
+from .dense import QL_ITERATIONS, ROTATIONS, axpy, cholesky, copy_rows, copy_upper, dot, matvec, solve_upper
 from .gram import (
     apply_snapshots,
     apply_weights,
@@ -34,34 +34,37 @@ from .gram import (
     tile_width,
     whole_width,
 )
-from .jit import jit, jit_sums
+from .jit import jit, jit_sums, kernel
+from .scratch import integers, matrix, tile_of, vector
 from .selection import keeps_constant, squaring_pays
-from .simd import tile_of
+from .simd import clear, copy
 
 SCALARS = 2048  # blocks of one weight that are taken side by side
 
 
-@jit
+@kernel
 def predict_tall(
     first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, out, route
 ):
     """out[b] = K^steps x_last, steps >= 1, fused: reads the block twice (the second time from cache)."""
     rows = padded(m + 1)
-    tile, S = tile_of(rows, tile_width(n, rows)), np.empty((rows, rows))
+    tile, S = tile_of(rows, tile_width(n, rows)), matrix(rows, rows)
     R, A, Z = tile_of(m, m + 1), tile_of(m, m), tile_of(m, m)
-    basis, operator, W, P = np.empty((m, m)), np.empty((m, m)), np.empty((m, m)), np.empty((m, m))
-    d, y, spare, work, spectrum = np.empty(m), np.empty(m), np.empty(m), tile_of(5, m), np.empty((2, m))
-    rotations, sweeps = np.empty((2, ROTATIONS * m * m)), np.empty((QL_ITERATIONS * m, 3), np.int64)
-    c, w = np.empty(m), np.empty(n)
+    basis, operator, W, P = matrix(m, m), matrix(m, m), matrix(m, m), matrix(m, m)
+    d, y, spare, work, spectrum = vector(m), vector(m), vector(m), tile_of(5, m), matrix(2, m)
+    rotations, sweeps = matrix(2, ROTATIONS * m * m), integers(QL_ITERATIONS * m, 3)
+    c, w = vector(m), vector(n)
     for b in range(first, last):
         begin = offsets[b]
         ahead = offsets[b + 1] if b + 1 < last else -1
         gram_snapshots(flat, begin, time_stride, stride, n, m + 1, ahead, tile, S)
         size = trace(S, m)
         route[b] = triage_block(size, S[m, m], flat, begin, time_stride, stride, n, m + 1)
-        c[:] = 0.0
-        if route[b] != EIGEN:
-            c[:] = np.nan if route[b] == NON_FINITE else 0.0
+        clear(c, 0, m)
+        if route[b] == NON_FINITE:
+            c[:] = np.nan
+        elif route[b] != EIGEN:
+            pass
         elif keeps_constant(kind, value) and is_constant(flat, begin, time_stride, stride, n, m + 1):
             route[b] = CONSTANT
             c[m - 1] = 1.0  # K x = x
@@ -69,23 +72,23 @@ def predict_tall(
             scale = normalize(S, m + 1, m + 1, size)
             if certified(S, m, kind, value, digits, scale, resolution, R):
                 route[b] = CHOLESKY
-                for i in range(m):
-                    R[i, i : m + 1] = S[i, i : m + 1]
+                copy_upper(S, R, m, m + 1)
                 cholesky(R, m, m + 1)
-                y[:] = R[:, m]
+                for i in range(m):
+                    y[i] = R[i, m]
                 solve_upper(R, m, y, c)
-                d[:] = c
+                copy(c, d, 0, m)
                 advance_companion(d, m, steps - 1, c, spare, operator, W, P)
             else:
                 mirror(S, m + 1)
-                A[:, :m] = S[:m, :m]
+                copy_rows(S, A, m, m)
                 if steps == 1:
-                    c[:] = S[m, :m]
+                    copy(S[m], c, 0, m)
                     route[b] = truncated_solve(
                         A, m, c, kind, value, digits, scale, resolution, work, spectrum, rotations, sweeps
                     )
                 else:
-                    route[b], rank, _, _ = decompose(A, m, kind, value, digits, scale, resolution, work, d, Z)
+                    route[b], rank, _, _ = decompose(A, m, kind, value, digits, scale, resolution, work, sweeps, d, Z)
                     if route[b] == EIGEN:
                         reduce_snapshots(S, m, rank, d, Z, basis, operator, y, work[0])
                         advance(operator, rank, y, steps - 1, spare, W, P)
@@ -96,19 +99,19 @@ def predict_tall(
                 out[b, i] = w[i]
 
 
-@jit
+@kernel
 def predict_wide(
     first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, out, route
 ):
     """out[b] = K^steps x_last, steps >= 1, of wide blocks; one step needs no Fp F^T: x1 = Fp (F^T (C^+ x))."""
     rows = padded(n)
     tile = tile_of(rows, whole_width(m + 1, n) + 1)
-    C, D = np.empty((rows, rows)), np.empty((rows, rows))
+    C, D = matrix(rows, rows), matrix(rows, rows)
     R, A, Z = tile_of(n, n), tile_of(n, n), tile_of(n, n)
-    basis, operator, readout = np.empty((n, n)), np.empty((n, n)), np.empty((n, n))
-    W, P, work, spectrum = np.empty((n, n)), np.empty((n, n)), tile_of(5, n), np.empty((2, n))
-    rotations, sweeps = np.empty((2, ROTATIONS * n * n)), np.empty((QL_ITERATIONS * n, 3), np.int64)
-    d, y, spare, w, g = np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(m)
+    basis, operator, readout = matrix(n, n), matrix(n, n), matrix(n, n)
+    W, P, work, spectrum = matrix(n, n), matrix(n, n), tile_of(5, n), matrix(2, n)
+    rotations, sweeps = matrix(2, ROTATIONS * n * n), integers(QL_ITERATIONS * n, 3)
+    d, y, spare, w, g = vector(n), vector(n), vector(n), vector(n), vector(m)
     many = steps > 1
     for b in range(first, last):
         begin = offsets[b]
@@ -130,12 +133,11 @@ def predict_wide(
             full = certified(C, n, kind, value, digits, scale, resolution, R)
             if full:
                 route[b] = CHOLESKY
-                for i in range(n):
-                    R[i, i:n] = C[i, i:n]
+                copy_upper(C, R, n, n)
                 cholesky(R, n, n)
             else:
                 mirror(C, n)
-                A[:, :n] = C[:n, :n]
+                copy_rows(C, A, n, n)
             if full and not many:
                 inverse_apply(R, n, w, spare, y)
             elif full and squaring_pays(steps, n):
@@ -145,12 +147,12 @@ def predict_wide(
             elif full:
                 advance_wide(R, D, n, steps, w, spare, y)
             elif not many:
-                y[:] = w
+                copy(w, y, 0, n)
                 route[b] = truncated_solve(
                     A, n, y, kind, value, digits, scale, resolution, work, spectrum, rotations, sweeps
                 )
             else:
-                route[b], rank, _, _ = decompose(A, n, kind, value, digits, scale, resolution, work, d, Z)
+                route[b], rank, _, _ = decompose(A, n, kind, value, digits, scale, resolution, work, sweeps, d, Z)
                 if route[b] == EIGEN:
                     reduce_weights(D, w, n, rank, d, Z, basis, readout, operator, y)
                     advance(operator, rank, y, steps - 1, spare, W, P)
@@ -185,9 +187,11 @@ def lagged(flat, start, time_stride, m):
 @jit
 def lagged_beside(flat, start, time_stride, m, count, before, squares, crosses):
     """`lagged` of `count` weights that lie side by side in memory: one pass over all of them."""
-    squares[:count] = 0.0
-    crosses[:count] = 0.0
-    before[:count] = flat[start : start + count]
+    clear(squares, 0, count)
+    clear(crosses, 0, count)
+    first = flat[start : start + count]
+    for i in range(count):
+        before[i] = first[i]
     for t in range(1, m + 1):
         row = flat[start + t * time_stride : start + t * time_stride + count]
         for i in range(count):
@@ -197,13 +201,13 @@ def lagged_beside(flat, start, time_stride, m, count, before, squares, crosses):
             before[i] = x
 
 
-@jit
+@kernel
 def predict_scalars(first, last, flat, offsets, time_stride, beside, m, steps, out, route):
     """out[b] = K^steps x_last of blocks of one weight, steps >= 1, K = sum of x_(t+1) x_t / sum of x_t^2.
 
     For rules that keep a block's only singular value. beside: blocks lie side by side, and are taken so.
     """
-    squares, crosses, before = np.empty(SCALARS), np.empty(SCALARS), np.empty(SCALARS)
+    squares, crosses, before = vector(SCALARS), vector(SCALARS), vector(SCALARS)
     for begin in range(first, last, SCALARS):
         count = min(SCALARS, last - begin)
         if beside:
@@ -227,7 +231,7 @@ def predict_scalars(first, last, flat, offsets, time_stride, beside, m, steps, o
             out[b, 0] = x
 
 
-@jit
+@kernel
 def pinv_range(
     first, last, flat, offsets, time_stride, stride, n, m, wide, kind, value, digits, resolution, out, route
 ):
@@ -235,10 +239,10 @@ def pinv_range(
     order = n if wide else m
     rows = padded(order)
     tile = tile_of(rows, whole_width(m + 1, n) + 1 if wide else tile_width(n, rows))
-    S, D = np.empty((rows, rows)), np.empty((rows, rows))
+    S, D = matrix(rows, rows), matrix(rows, rows)
     A, Z = tile_of(order, order), tile_of(order, order)
-    d, work = np.empty(order), tile_of(5, order)
-    x, y = np.empty(order), np.empty(order)
+    d, work, sweeps = vector(order), tile_of(5, order), integers(1, 3)
+    x, y = vector(order), vector(order)
     for b in range(first, last):
         begin = offsets[b]
         ahead = offsets[b + 1] if b + 1 < last else -1
@@ -255,8 +259,8 @@ def pinv_range(
         if route[b] == EIGEN:
             scale = normalize(S, order, order, size)
             mirror(S, order)
-            A[:, :order] = S[:order, :order]
-            route[b], rank, _, _ = decompose(A, order, kind, value, digits, scale, resolution, work, d, Z)
+            copy_rows(S, A, order, order)
+            route[b], rank, _, _ = decompose(A, order, kind, value, digits, scale, resolution, work, sweeps, d, Z)
             unscale = 1.0 / (scale * scale)
         if route[b] == SVD:
             continue

@@ -14,8 +14,9 @@ import math
 import numpy as np
 
 from .dense import axpy, dot
-from .jit import jit
-from .simd import MICRO, MICRO_LANES, add_products, lanes, prefetch, tile_of, turn4
+from .jit import jit, kernel
+from .scratch import matrix, tile_of
+from .simd import MICRO, MICRO_LANES, add_products, clear, lanes, prefetch, turn4
 
 TILE_ENTRIES = 14400  # of a tile in float64: a ninth of a small L2 cache is as fast, and
 LEAST_TILE = 400  # narrower ones spend their time in the sums' ends
@@ -143,7 +144,8 @@ def gram_snapshots(flat, start, time_stride, stride, n, columns, ahead, tile, S)
 
     While it computes it asks for the next tile, and at the end for the first one of the block at `ahead`.
     """
-    S[:, :] = 0.0
+    for i in range(len(S)):
+        clear(S[i], 0, S.shape[1])
     most = tile_width(n, padded(columns))
     for i in range(0, n, most):
         width, rest = min(most, n - i), n - i - most
@@ -160,8 +162,9 @@ def gram_weights(flat, start, time_stride, stride, n, m, columns, cross, ahead, 
     C and D have padded(n) rows, and so has tile, of whole_width + 1 columns; it holds all of the block afterwards
     if that is m + 1.
     """
-    C[:, :] = 0.0
-    D[:, :] = 0.0
+    for i in range(len(C)):
+        clear(C[i], 0, C.shape[1])
+        clear(D[i], 0, D.shape[1])
     most = whole_width(m + 1, n)
     nothing = runs(-1, 0, 0, 0, 0)
     for t in range(0, m, most):
@@ -176,7 +179,7 @@ def gram_weights(flat, start, time_stride, stride, n, m, columns, cross, ahead, 
 @jit
 def apply_snapshots(flat, start, time_stride, stride, n, rows, c, w):
     """w = sum over rows t of c[t] snapshot[t], in float64, four rows to a pass over w."""
-    w[:n] = 0.0
+    clear(w, 0, n)
     t = 0
     while t < rows:
         first = start + t * time_stride
@@ -200,12 +203,12 @@ def apply_snapshots(flat, start, time_stride, stride, n, rows, c, w):
 def apply_weights(flat, start, time_stride, stride, n, m, y, tile, g, w):
     """w = Fp (F^T y) of a wide block, from the tile of `gram_weights` if that holds all of it; g is scratch."""
     most = whole_width(m + 1, n)
-    w[:n] = 0.0
+    clear(w, 0, n)
     for t in range(0, m, most):
         width = min(most, m - t)
         if most < m:
             load(flat, start + t * time_stride, stride, time_stride, n, width + 1, -1, tile)
-        g[:width] = 0.0
+        clear(g, 0, width)
         for i in range(n):
             axpy(y[i], tile[i], g, width)
         for i in range(n):
@@ -235,12 +238,12 @@ def is_finite(flat, start, time_stride, stride, n, columns):
     return True
 
 
-@jit
+@kernel
 def gram_range(first, last, flat, offsets, time_stride, stride, n, columns, wide, out):
     """out[b]: (columns, columns) of a tall block, (2n+1, n) of a wide one."""
     rows = padded(n if wide else columns)
     tile = tile_of(rows, whole_width(columns, n) + 1 if wide else tile_width(n, rows))
-    S, D = np.empty((rows, rows)), np.empty((rows, rows))
+    S, D = matrix(rows, rows), matrix(rows, rows)
     for b in range(first, last):
         start = offsets[b]
         ahead = offsets[b + 1] if b + 1 < last else -1
@@ -284,7 +287,8 @@ def alike(coefficients, first, used):
 def apply_to_four(flat, start, time_stride, n, rows, C, W):
     """W[k] = sum over rows t of C[k, t] snapshot[t] for four states: the sums of `apply_snapshots`, data read once."""
     a0, a1, a2, a3 = W[0], W[1], W[2], W[3]
-    W[:, :n] = 0.0
+    for k in range(4):
+        clear(W[k], 0, n)
     whole = rows // 4 * 4
     for t in range(0, whole, 4):
         first = start + t * time_stride
@@ -309,10 +313,10 @@ def apply_to_four(flat, start, time_stride, n, rows, C, W):
                     W[k, i] += C[k, t] * source[i]
 
 
-@jit
+@kernel
 def combine_range(first, last, flat, offsets, time_stride, stride, n, rows, coefficients, out):
     """out[k, b] = sum over t of coefficients[b, k, t] snapshot[t]: reads a block once for four states, writes once."""
-    W = np.empty((4, n))
+    W = matrix(4, n)
     for b in range(first, last):
         k, states = 0, coefficients.shape[1]
         while k < states:
@@ -329,7 +333,7 @@ def combine_range(first, last, flat, offsets, time_stride, stride, n, rows, coef
             k += count
 
 
-@jit
+@kernel
 def finite_range(first, last, flat, offsets, time_stride, stride, n, columns, out):
     """out[b]: whether block b is finite."""
     for b in range(first, last):

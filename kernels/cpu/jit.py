@@ -1,7 +1,8 @@
 """How the kernels are compiled: without the GIL, kept on disk (cache.py), IEEE semantics kept.
 
-`jit` is for control flow; `jit_sums` also lets LLVM reorder sums, which is what vectorises a dot
-product. Neither assumes the absence of NaN or infinity.
+`kernel` is for what Python calls; `jit` for what kernels call, which has no door to Python and cannot allocate, so that
+neither wrappers nor reference counts are compiled with it; `jit_sums` also lets LLVM reorder sums, which is what
+vectorises a dot product. None assumes the absence of NaN or infinity.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from numba.extending import register_jitable
 
 from .cache import KernelCache
 
+INSIDE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
-def jit(function, **options):
+
+def kernel(function, **options):
     """A compiled function, kept in `cache.cache_place()`."""
     compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
     if isinstance(compiled, Dispatcher):  # it is the function itself under NUMBA_DISABLE_JIT
@@ -21,11 +24,29 @@ def jit(function, **options):
     return compiled
 
 
+def jit(function):
+    """A function for kernels to call. Calling it from Python crashes; see `for_python`."""
+    return kernel(function, _nrt=False, **INSIDE)
+
+
 def jit_sums(function):
     """`jit` with sums in any order."""
-    return jit(function, fastmath={"reassoc", "contract", "nsz"})
+    return kernel(function, _nrt=False, fastmath={"reassoc", "contract", "nsz"}, **INSIDE)
+
+
+def jit_allocating(function):
+    """`jit` of a function that takes memory (scratch.py)."""
+    return kernel(function, **INSIDE)
 
 
 def compilable(function):
     """Let kernels call a plain Python function; it stays one for everybody else."""
-    return register_jitable(nogil=True, error_model="numpy")(function)
+    return register_jitable(nogil=True, error_model="numpy", _nrt=False, **INSIDE)(function)
+
+
+def for_python(function):
+    """A door from Python to a function that kernels call; for tests."""
+    options = {name: option for name, option in function.targetoptions.items() if name not in (*INSIDE, "_nrt")}
+    compiled = numba.jit(**options)(function.py_func)
+    compiled._cache = KernelCache(function.py_func, "-python")
+    return compiled

@@ -8,7 +8,6 @@ have neither: `first` and `last` are multiples of LANES, within rows that are pa
 from __future__ import annotations
 
 import llvmlite.binding
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
@@ -49,15 +48,40 @@ def _sum(builder, vector):
     return builder.call(reduce, [DOUBLE(-0.0), vector], fastmath=("reassoc",))
 
 
-@jit
-def tile_of(rows, columns):
-    """Zeros (rows, >= columns), every row on a cache line of its own and no two on the same set of the cache."""
-    stride = lanes(columns)
-    if stride % 512 == 0:  # 4096 bytes
-        stride += LANES
-    memory = np.zeros(rows * stride + LANES)
-    start = (-memory.ctypes.data // 8) % LANES
-    return memory[start : start + rows * stride].reshape(rows, stride)
+def _rows(*rows):
+    """Whether these are types of float64 rows whose numbers are neighbours."""
+    return all(isinstance(row, types.Array) and row.dtype == types.float64 and row.layout == "C" for row in rows)
+
+
+@intrinsic
+def copy(typingctx, source, target, first, last):
+    """target[first:last] = source[first:last], rows that do not overlap; first <= last."""
+    if not _rows(source, target):
+        return None
+
+    def code(context, builder, signature, arguments):
+        rows = [_data(context, builder, *pair) for pair in zip(signature.args[:2], arguments[:2], strict=True)]
+        first, last = arguments[2:]
+        source, target = (builder.gep(row, [first]) for row in rows)
+        cgutils.raw_memcpy(builder, target, source, builder.sub(last, first), ir.Constant(INDEX, 8))
+        return context.get_dummy_value()
+
+    return types.void(source, target, types.int64, types.int64), code
+
+
+@intrinsic
+def clear(typingctx, target, first, last):
+    """target[first:last] = 0; first <= last."""
+    if not _rows(target):
+        return None
+
+    def code(context, builder, signature, arguments):
+        row = _data(context, builder, signature.args[0], arguments[0])
+        size = builder.mul(builder.sub(arguments[2], arguments[1]), ir.Constant(INDEX, 8))
+        cgutils.memset(builder, builder.gep(row, [arguments[1]]), size, 0)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, types.int64), code
 
 
 class _Body:

@@ -14,11 +14,12 @@ import numpy as np
 
 from ..plan import NON_FINITE, QR, SVD, UNRESOLVED, ZERO
 from .algebra import advance, advance_companion
-from .dense import EPS, NEGLIGIBLE, axpy, dot, dot4, matvec, swap
+from .dense import EPS, NEGLIGIBLE, axpy, dot, dot4, matvec, place_of_largest, swap
 from .gram import apply_snapshots, is_finite, load
-from .jit import jit
+from .jit import jit, jit_allocating, kernel
+from .scratch import integers, matrix, tile_of, vector
 from .selection import floor, limit, needs_largest_only, select, squaring_pays
-from .simd import LANES, add, inner, lanes, rotate, scale, tile_of
+from .simd import LANES, add, clear, copy, inner, lanes, rotate, scale
 
 SWEEPS = 30  # 6 to 10 are usual
 
@@ -34,9 +35,11 @@ def triangularize(V, rows, extra, length, order, left, v):
     end, count = lanes(length), rows + extra
     for j in range(rows):
         order[j], left[j] = j, dot(V[j], V[j], length)
-    negligible = NEGLIGIBLE * NEGLIGIBLE * left.max()  # as in `tridiagonalize`: cascades down into underflow
+    negligible = (
+        NEGLIGIBLE * NEGLIGIBLE * left[place_of_largest(left, 0, rows)]
+    )  # as in `tridiagonalize`: cascades down into underflow
     for k in range(min(rows, length)):
-        longest = k + np.argmax(left[k:rows])
+        longest = place_of_largest(left, k, rows)
         if longest != k:
             order[k], order[longest] = order[longest], order[k]
             left[k], left[longest] = left[longest], left[k]
@@ -45,15 +48,15 @@ def triangularize(V, rows, extra, length, order, left, v):
         head, size = V[k, k], length - k - 1
         tail = dot(V[k, k + 1 :], V[k, k + 1 :], size)
         if tail <= negligible:
-            V[k, k + 1 : end] = 0.0
+            clear(V[k], k + 1, end)
         else:
             alpha = -math.copysign(math.sqrt(head * head + tail), head)
-            v[first:end] = V[k, first:end]
-            v[first:k] = 0.0
+            copy(V[k], v, first, end)
+            clear(v, first, k)
             v[k] = head - alpha
             b = 2.0 / (v[k] * v[k] + tail)
             V[k, k] = alpha
-            V[k, k + 1 : end] = 0.0
+            clear(V[k], k + 1, end)
             w, j = v[first:], k + 1
             while j + 4 <= count:
                 p, q, r, s = dot4(V[j, first:], V[j + 1, first:], V[j + 2, first:], V[j + 3, first:], w, end - first)
@@ -80,10 +83,10 @@ def orthogonalize(A, n, width, squares):
     for _ in range(SWEEPS):
         for i in range(n):
             squares[i] = inner(part, A[i], A[i])
-        top = squares.max()
+        top = squares[place_of_largest(squares, 0, n)]
         done = True
         for p in range(n):
-            large = p + np.argmax(squares[p:n])  # the larger first: de Rijk 1989
+            large = place_of_largest(squares, p, n)  # the larger first: de Rijk 1989
             if large != p:
                 squares[p], squares[large] = squares[large], squares[p]
                 swap(A[large], A[p], end)
@@ -162,7 +165,7 @@ def inverse_norm2(L, n, W):
     total = 0.0
     for i in range(n):
         end = lanes(i + 1)
-        W[i, :end] = 0.0
+        clear(W[i], 0, end)
         for k in range(i):
             add(0, lanes(k + 1), -L[i, k], W[k], W[i])
         W[i, i] = 1.0
@@ -191,7 +194,7 @@ def full_rank(L, n, kind, value, digits, size, resolution, W):
     return needed * math.sqrt(inverse_norm2(L, n, W)) < 1.0
 
 
-@jit
+@jit_allocating
 def reduce_triangle(
     V, places, x, n, m, kind, value, digits, unit, resolution, A, squares, basis, readout, operator, start
 ):
@@ -203,8 +206,8 @@ def reduce_triangle(
     wide = n <= m
     order, length = (n, m) if wide else (m, n)
     beside, extra = lanes(order), n if wide else 1  # where the columns begin that are rotated along; how many
-    A[:, :] = 0.0
     for i in range(order):
+        clear(A[i], 0, A.shape[1])
         for j in range(i, order):
             A[i, places[j]] = V[j, i]
         for j in range(extra):
@@ -217,7 +220,7 @@ def reduce_triangle(
     least = floor(kind, length, largest)
     rank, threshold, edge = select(squares, order, kind, value, digits, unit, 0.0, resolution[1] * largest, least)
     orthonormalize(A, order, rank, squares)
-    work = np.empty(order)
+    work = vector(order)
     for k in range(rank):
         size = math.sqrt(squares[k])
         if wide:
@@ -241,7 +244,7 @@ def reduce_triangle(
     return SVD, rank, threshold * unit, largest * unit if rank else 0.0, smallest, edge
 
 
-@jit
+@kernel
 def svd_range(
     first, last, flat, offsets, time_stride, stride, n, m, kind, value, digits, resolution, basis, readout, operator,
     start, rank, reports, edge, route,
@@ -250,9 +253,9 @@ def svd_range(
     wide = n <= m
     order, length, extra = (n, m, n) if wide else (m, n, 1)
     V, v, A = tile_of(order + extra, length), tile_of(1, length)[0], tile_of(order, lanes(order) + extra)
-    squares, left, places, x = np.empty(order), np.empty(order), np.empty(order, np.int64), np.empty(n)
+    squares, left, places, x = vector(order), vector(order), integers(1, order)[0], vector(n)
     for b in range(first, last):
-        reports[b, :] = 0.0
+        clear(reports[b], 0, 3)
         unit = scale_of(flat, offsets[b], time_stride, stride, n, m)
         route[b] = NON_FINITE if math.isnan(unit) else ZERO
         if unit > 0.0:
@@ -274,7 +277,7 @@ def step_wide(V, places, n, c, w):
     matvec(V[n:], c, n, n, w)
 
 
-@jit
+@kernel
 def predict_exact(
     first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, out, route
 ):
@@ -282,10 +285,10 @@ def predict_exact(
     wide = n <= m
     order, length, extra = (n, m, n) if wide else (m, n, 1)
     V, v, A = tile_of(order + extra, length), tile_of(1, length)[0], tile_of(order, lanes(order) + extra)
-    squares, left, places, w = np.empty(order), np.empty(order), np.empty(order, np.int64), np.empty(n)
-    a, c, y, spare, W = np.empty(order), np.empty(order), np.empty(order), np.empty(order), tile_of(order, order)
-    basis, readout, operator = np.empty((order, order)), np.empty((order, order)), np.empty((order, order))
-    P, Q = np.empty((order, order)), np.empty((order, order))
+    squares, left, places, w = vector(order), vector(order), integers(1, order)[0], vector(n)
+    a, c, y, spare, W = vector(order), vector(order), vector(order), vector(order), tile_of(order, order)
+    basis, readout, operator = matrix(order, order), matrix(order, order), matrix(order, order)
+    P, Q = matrix(order, order), matrix(order, order)
     for b in range(first, last):
         begin = offsets[b]
         unit = scale_of(flat, begin, time_stride, stride, n, m)
@@ -301,10 +304,11 @@ def predict_exact(
                 if wide:
                     if squaring_pays(steps, n):  # K itself, to be squared
                         for i in range(n):
-                            y[:] = 0.0
+                            clear(y, 0, n)
                             y[i] = 1.0
                             step_wide(V, places, n, c, y)
-                            operator[:, i] = y
+                            for j in range(n):
+                                operator[j, i] = y[j]
                         advance(operator, n, w, steps, spare, P, Q)
                     else:
                         for _ in range(steps):
@@ -312,13 +316,13 @@ def predict_exact(
                     for i in range(n):
                         w[i] *= unit
                 else:
-                    spare[:] = V[m, :m]
+                    copy(V[m], spare, 0, m)
                     for k in range(m - 1, -1, -1):
                         y[k] = spare[k] / V[k, k]
                         axpy(-y[k], V[k], spare, k)
                     for k in range(m):
                         a[places[k]] = y[k]
-                    c[:] = a
+                    copy(a, c, 0, m)
                     advance_companion(a, m, steps - 1, c, spare, operator, P, Q)
             else:
                 route[b], r, _, _, _, _ = reduce_triangle(

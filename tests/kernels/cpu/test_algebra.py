@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from cases import EPS64, tile, with_singular_values
+from cases import EPS64, Doors, tile, tile_of, with_singular_values
 
-from fastkoop.kernels.cpu import algebra
+from fastkoop.kernels.cpu import algebra as module
 from fastkoop.kernels.cpu.dense import QL_ITERATIONS, ROTATIONS
-from fastkoop.kernels.cpu.simd import tile_of
 from fastkoop.kernels.cutoffs import KINDS
 from fastkoop.kernels.plan import EIGEN, LEAST_TRACE, MOST_TRACE, NON_FINITE, SVD, ZERO, resolution
+
+algebra = Doors(module)
 
 BOUNDS = resolution(200, 24, np.float32)
 

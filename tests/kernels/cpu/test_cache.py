@@ -10,7 +10,7 @@ import numba
 import pytest
 
 from fastkoop.kernels.cpu import cache
-from fastkoop.kernels.cpu.jit import jit
+from fastkoop.kernels.cpu.jit import kernel
 
 
 @pytest.fixture
@@ -119,12 +119,12 @@ class TestDamage:
     @pytest.fixture
     def folder(self, fresh, tmp_path):
         fresh.setattr(cache, "bases", lambda: [tmp_path])
-        function = jit(doubled)
+        function = kernel(doubled)
         assert function(2) == 4 and sum(function.stats.cache_misses.values()) == 1
         return pathlib.Path(cache.cache_place())
 
     def hits(self):
-        function = jit(doubled)
+        function = kernel(doubled)
         assert function(2) == 4
         return sum(function.stats.cache_hits.values())
 
@@ -164,7 +164,7 @@ class TestDamage:
 
     def test_two_signatures_at_once_do_not_take_each_others_file(self, folder):
         """As of two processes, whose indices were read before either wrote."""
-        first, second = jit(doubled), jit(doubled)
+        first, second = kernel(doubled), kernel(doubled)
         index = first._cache._files[0]
         before = index._load_index()
         first(2.0)
@@ -172,10 +172,10 @@ class TestDamage:
         second(2j)
         names = set(index._load_index().values())
         assert len(names) == 2 and len(list(folder.glob("*.nbc"))) == 3
-        assert jit(doubled)(2.0) == 4.0 and jit(doubled)(2j) == 4j
+        assert kernel(doubled)(2.0) == 4.0 and kernel(doubled)(2j) == 4j
 
     def test_a_flushed_cache_is_empty(self, folder):
-        jit(doubled)._cache.flush()
+        kernel(doubled)._cache.flush()
         assert self.hits() == 0
 
 

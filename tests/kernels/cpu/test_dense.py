@@ -3,10 +3,7 @@
 import mpmath
 import numpy as np
 import pytest
-from cases import EPS64, dying, kernel_eigh, orthogonal, tile
-
-from fastkoop.kernels.cpu import dense
-from fastkoop.kernels.cpu.simd import tile_of
+from cases import EPS64, dense, dying, kernel_eigh, orthogonal, tile, tile_of
 
 ORDERS = (1, 2, 3, 5, 8, 31, 64, 96)
 

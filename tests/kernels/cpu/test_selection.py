@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from fastkoop.kernels.cpu import selection
-from fastkoop.kernels.cpu.jit import jit
+from fastkoop.kernels.cpu.jit import kernel
 from fastkoop.kernels.cutoffs import KINDS
 
 
-@jit
+@kernel
 def _apply(squares, p, kind, value, digits, scale, blur, slack, least):
     rank, threshold, edge = selection.select(squares, p, kind, value, digits, scale, blur, slack, least)
     clear = selection.resolved(squares, p, kind, value, rank, threshold, least)

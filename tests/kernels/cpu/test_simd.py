@@ -4,53 +4,53 @@ import numpy as np
 import pytest
 
 from fastkoop.kernels.cpu import simd
-from fastkoop.kernels.cpu.jit import jit
+from fastkoop.kernels.cpu.jit import kernel
 
 ROWS, WIDTH = 9, 40
 SPANS = [(0, 8), (8, 40), (16, 16), (0, 40)]
 
 
-@jit
+@kernel
 def scale(first, last, a, row):
     simd.scale(first, last, a, row)
 
 
-@jit
+@kernel
 def subtract2(first, last, a, b, x, y, row):
     simd.subtract2(first, last, a, b, x, y, row)
 
 
-@jit
+@kernel
 def subtract4(first, last, a, b, c, d, x, y, z, w, row):
     simd.subtract4(first, last, a, b, c, d, x, y, z, w, row)
 
 
-@jit
+@kernel
 def subtract2_and_sum(first, last, a, b, c, d, e, f, x, y, row, other, total):
     simd.subtract2_and_sum(first, last, a, b, c, d, e, f, x, y, row, other, total)
 
 
-@jit
+@kernel
 def add(first, last, a, x, row):
     simd.add(first, last, a, x, row)
 
 
-@jit
+@kernel
 def rotate(first, last, c, s, x, y):
     simd.rotate(first, last, c, s, x, y)
 
 
-@jit
+@kernel
 def add_products(width, T, S, at):
     simd.add_products(width, T[0], T[1], T[2], T[3], T[4], T[5], S[0], S[1], S[2], at)
 
 
-@jit
+@kernel
 def turn4(flat, start, stride, T, at):
     simd.turn4(flat, start, stride, T[0], T[1], T[2], T[3], at)
 
 
-@jit
+@kernel
 def touch(array, index):
     simd.prefetch(array, index)
 
@@ -126,12 +126,23 @@ def test_prefetch_is_safe_anywhere(dtype):
     np.testing.assert_array_equal(array, 0)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 7), (9, 512), (2, 1024), (5, 785)])
-def test_tiles_are_aligned_and_zero(rows, columns):
-    tile = simd.tile_of(rows, columns)
-    assert tile.shape[0] == rows
-    assert columns <= tile.shape[1] <= columns + 2 * simd.LANES
-    assert tile.ctypes.data % 64 == 0
-    assert tile.strides[0] % 64 == 0
-    assert tile.strides[0] % 4096  # rows a page apart would share a set of the cache
-    assert not tile.any()
+@kernel
+def move(source, target, first, last):
+    simd.copy(source, target, first, last)
+
+
+@kernel
+def zero(target, first, last):
+    simd.clear(target, first, last)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 9), (2, 7), (9, 9)])
+def test_copies_and_zeros(first, last, rng):
+    source, target = rng.normal(size=9), rng.normal(size=9)
+    expected = target.copy()
+    move(source, target, first, last)
+    expected[first:last] = source[first:last]
+    np.testing.assert_array_equal(target, expected)
+    zero(target, first, last)
+    expected[first:last] = 0.0
+    np.testing.assert_array_equal(target, expected)

@@ -3,14 +3,16 @@
 import mpmath
 import numpy as np
 import pytest
-from cases import EPS64, assert_states, dying, tile, time_major, with_singular_values
+from cases import EPS64, Doors, assert_states, dying, tile, tile_of, time_major, with_singular_values
 
 from fastkoop.kernels import cpu
-from fastkoop.kernels.cpu import library, simd, svd
+from fastkoop.kernels.cpu import library, simd
+from fastkoop.kernels.cpu import svd as module
 from fastkoop.kernels.cpu.layout import blocks_of
-from fastkoop.kernels.cpu.simd import tile_of
 from fastkoop.kernels.cutoffs import ENERGY, MEDIAN, RANK, RELATIVE
 from fastkoop.kernels.plan import NON_FINITE, QR, SVD, UNRESOLVED, ZERO, resolution
+
+svd = Doors(module)
 
 SHAPES = [(1, 1), (2, 1), (1, 2), (3, 3), (21, 8), (8, 21), (33, 31), (785, 8), (96, 96), (97, 96), (96, 500)]
 
@@ -41,7 +43,7 @@ def test_triangle(rows, extra, length, rng):
 def test_orthogonal_rows(n, rng):
     for values in (rng.uniform(size=n), np.geomspace(1, 1e-14, n), np.ones(n), np.r_[1.0, np.zeros(n - 1)]):
         A = with_singular_values(rng, n, n, values)
-        beside = int(simd.lanes(n))
+        beside = simd.LANES * -(-n // simd.LANES)
         rotated, squares = tile(np.hstack([A, np.zeros((n, beside - n)), np.eye(n)])), np.empty(n)
         assert svd.orthogonalize(rotated, n, beside + n, squares)
         assert (np.diff(squares) <= 0).all()
@@ -243,7 +245,7 @@ def test_lapack_takes_over(monkeypatch, rng):
         kernel(first, last, *arguments)
         arguments[-1][1], arguments[-7][1] = UNRESOLVED, 0
 
-    monkeypatch.setattr(svd, "svd_range", gives_up)
+    monkeypatch.setattr(module, "svd_range", gives_up)
     found = cpu._exactly(blocks_of(X), cutoff)
     np.testing.assert_array_equal(found.route, SVD)
     np.testing.assert_array_equal(found.rank, expected.rank)
