@@ -6,6 +6,7 @@ Importing this imports NumPy, Numba and SciPy; no array framework.
 from . import kernels, spectra
 from .backends import get_num_threads, set_num_threads
 from .checks import InputError
+from .comparison import compare
 from .cutoff import Energy, Rank
 from .linalg import pinv, predict
 from .observables import Affine, Delay, Momentum
@@ -13,6 +14,6 @@ from .operator import KoopmanOperator, fit
 
 __version__ = "0.2.0"
 __all__ = [
-    "Affine", "Delay", "Energy", "InputError", "KoopmanOperator", "Momentum", "Rank", "fit", "get_num_threads",
-    "kernels", "pinv", "predict", "set_num_threads", "spectra",
+    "Affine", "Delay", "Energy", "InputError", "KoopmanOperator", "Momentum", "Rank", "compare", "fit",
+    "get_num_threads", "kernels", "pinv", "predict", "set_num_threads", "spectra",
 ]  # fmt: skip

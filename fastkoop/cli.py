@@ -200,7 +200,7 @@ def _compare(options: dict, out: str, details: bool, dry_run: bool) -> None:
     )
     configs = [_config(*job) for job in jobs]
     if dry_run:
-        from .experiments.dry_run import dry_run as estimate
+        from .experiments.estimate import dry_run as estimate
 
         for config in configs:
             say(estimate(config))

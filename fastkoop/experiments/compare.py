@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from ..adapter.presets import preset_candidates
 from ..files import prepare_out
 from ..machine import describe_machine
 from ..torch_adapter import JumpReport
 from .averages import apart, assign, weights_of
 from .config import Config, Setup, prepare
+from .estimate import within_budget
 from .paths import WeightPaths, path
 from .problems.checked import Evaluation
 from .report import FILES, draw_all
@@ -61,7 +63,11 @@ def compare(config: Config, tick: Callable[[int, str, int, int], None] = silent)
         ValueError, TypeError: on bad options or data, before anything is trained; or no seed is left.
         KeyboardInterrupt: passed on once what is complete has been written.
     """
-    setup, out = prepare(config), prepare_out(config.out)
+    config = config.checked()
+    out = None if config.out is None else prepare_out(config.out)
+    if config.budget is not None:
+        config = within_budget(config)
+    setup = prepare(config)
     machine = describe_machine()
     machine["compile_seconds"] = compile_kernels(setup.options, _numpy_dtype(setup.dtype))
     results = {"config": setup.described(), "machine": machine, "runs": [], "complete": False}
@@ -70,13 +76,14 @@ def compare(config: Config, tick: Callable[[int, str, int, int], None] = silent)
         run, paths = run_seed(setup, seed, tick)
         if paths is not None and "paths" not in results:
             results["paths"] = paths.as_dict()
-        for name in () if results["runs"] else FILES:  # an earlier comparison's do not go with these results
+        for name in FILES if out and not results["runs"] else ():  # an earlier comparison's, stale now
             (out / name).unlink(missing_ok=True)
         yield run
 
-    run_seeds(setup, results, out / "results.json", one, tick)
+    run_seeds(setup, results, out and out / "results.json", one, tick)
     try:
-        draw_all(results, out)
+        if out:
+            draw_all(results, out)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted while the figures were drawn; results.json is complete with {len(results['runs'])} of "
@@ -100,6 +107,7 @@ def run_seed(setup: Setup, seed: int, tick: Tick) -> tuple[dict, WeightPaths | N
     """
     recorded = Recorded(setup, seed, tick)
     recorded.phase.fit()
+    forecast = recorded.phase.forecast().overall
     jump, jumped = _jumped(recorded)
     recorded.cost = recorded.phase.record_seconds + recorded.phase.fit_seconds + jump.seconds + jumped["guard_seconds"]
     trained, moved, true, predicted = _side_by_side(recorded)
@@ -113,6 +121,8 @@ def run_seed(setup: Setup, seed: int, tick: Tick) -> tuple[dict, WeightPaths | N
             "fit_seconds": recorded.phase.fit_seconds,
             "jump_seconds": jump.seconds,
             "jumped": jumped,
+            "forecast": {name: _plain(getattr(forecast, name)) for name in ("error", "baseline", "pays")},
+            "recording_bytes": recorded.phase.plan().bytes,
             "rank": {layer.name: list(layer.rank) for layer in jump.layers},
             "spectral_radius": {layer.name: layer.spectral_radius for layer in jump.layers},
             "residual": {layer.name: layer.residual for layer in jump.layers},
@@ -127,6 +137,11 @@ def run_seed(setup: Setup, seed: int, tick: Tick) -> tuple[dict, WeightPaths | N
         run, recorded.states, recorded=recorded.iterations, back=recorded.back, ahead=recorded.final
     )
     return run, _paths(recorded, true, predicted)
+
+
+def _plain(value) -> float | bool:
+    """A forecast's entry as JSON has it."""
+    return bool(value) if isinstance(value, (bool, np.bool_)) else float(value)
 
 
 def _paths(recorded: Recorded, true: list, predicted: list) -> WeightPaths | None:
@@ -151,7 +166,8 @@ def _jumped(recorded: Recorded) -> tuple[JumpReport, dict]:
         spent += time.perf_counter() - began
         return loss
 
-    jump = recorded.phase.jump(recorded.final, guard if config.horizon else None, config.horizon)
+    choice = {"guard": guard, "horizon": config.horizon, "candidates": preset_candidates(config.preset)}
+    jump = recorded.phase.jump(recorded.final, **(choice if config.horizon else {}))
     there = weights_of(model)
     jumped = {"steps": jump.steps, "rolled_back": jump.rolled_back, "guard_seconds": spent}
     jumped |= recorded.judge(model, there)

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from .. import checks
-from ..cutoff import Rank
-from ..observables import Affine
+from ..adapter.presets import PRESETS, preset_options
 from ..options import Options
 from ..partition import GRANULARITIES
 from .devices import check_device
@@ -22,26 +21,17 @@ WITH_VELOCITY = ("adam", "momentum")
 LARGEST_RATE = 3.4e38  # float32's largest number
 OF_A_PHASE = tuple(entry.name for entry in fields(Options))
 
-# Noisy: chosen on MNIST's validation images, for nodes, layers and the network alike (`python -m bench pays`): so many
-# means of the recording, an affine operator on the direction in which these vary most, its eigenvalue held at a memory
-# of two thirds of the recording, 1 - 1.5 / pairs. It cannot diverge, and ends near the trend of the mean.
-WINDOWS = 12
-PRESETS: dict[str, dict[str, Any]] = {
-    "published": {},
-    "noisy": {"cutoff": Rank(1), "observables": Affine(), "stabilize": 0.875},
-    "smooth": {"cutoff": Rank(8), "observables": Affine(), "stabilize": "clip"},
-}
 
-
-def preset_options(preset: str | None, recorded: int, chosen: Mapping[str, Any]) -> Options:
+def phase_options(preset: str | None, recorded: int, chosen: Mapping[str, Any]) -> Options:
     """A preset's options for a recording of so many iterations; what was chosen explicitly wins.
 
-    >>> preset_options("noisy", 240, {"cutoff": "jax"}).describe()["cutoff"], preset_options("noisy", 240, {}).window
+    >>> phase_options("noisy", 240, {"cutoff": "jax"}).describe()["cutoff"], phase_options("noisy", 240, {}).window
     ('jax', 20)
     """
-    values = dict(PRESETS[preset or "published"])
-    if preset == "noisy" and not {"window", "every"} & set(chosen):
-        values["window"] = values["every"] = max(1, recorded // WINDOWS)
+    values = dict(preset_options(preset, recorded))
+    if {"window", "every"} & set(chosen):
+        values.pop("window", None)
+        values.pop("every", None)
     return Options(**{**values, **chosen})
 
 
@@ -114,7 +104,7 @@ class Config:
         seeds: seeds 0 .. seeds-1 are run.
         eval_every: iterations between evaluations.
         device: "cpu", "cuda" or "cuda:N".
-        out: folder of the results.
+        out: folder of the results; None writes nothing.
         budget: seconds that the comparison may take, about; spans and evaluations shrink to fit.
     """
 
@@ -135,7 +125,7 @@ class Config:
     seeds: int = 1
     eval_every: int = 1
     device: str = "cpu"
-    out: str = "fastkoop-compare"
+    out: str | None = "fastkoop-compare"
     budget: float | None = None
 
     @classmethod
@@ -267,7 +257,7 @@ def prepare(config: Config) -> Setup:
     config = replace(config, **{name: span.described() for name, span in spans.items()})
     probe = Training(problem, 0, config.optimizer, config.lr)
     lengths = _lengths(spans, probe.batches.per_epoch)
-    options = preset_options(config.preset, lengths.record, config.chosen)
+    options = phase_options(config.preset, lengths.record, config.chosen)
     if options.observables.momentum and config.optimizer not in (None, *WITH_VELOCITY):
         raise checks.InputError(
             f"observables: Momentum() needs an optimizer with velocities, {' or '.join(WITH_VELOCITY)}, got "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +39,7 @@ def silent(*_) -> None:
 def run_seeds(
     setup: Setup,
     results: dict,
-    path: pathlib.Path,
+    path: pathlib.Path | None,
     run_seed: Callable[[int, Tick], Iterator[dict]],
     tick: Callable[[int, str, int, int], None] = silent,
 ) -> None:
@@ -51,7 +50,7 @@ def run_seeds(
     Args:
         setup: what is run.
         results: gets "runs", "complete", and the peak memory of its "machine".
-        path: of the JSON file.
+        path: of the JSON file; None writes none.
         run_seed: called with a seed and a tick; yields the seed's runs.
         tick: called with the seed besides.
 
@@ -78,19 +77,20 @@ def run_seeds(
 
 
 @contextlib.contextmanager
-def _told_if_interrupted(setup: Setup, results: dict, path: pathlib.Path):
+def _told_if_interrupted(setup: Setup, results: dict, path: pathlib.Path | None):
     """An interruption that says what there is."""
     try:
         yield
     except KeyboardInterrupt:
         done = len({run["seed"] for run in results["runs"]})
-        kept = f"{done} of {setup.config.seeds} seeds in {path}" if done else "nothing"
+        kept = f"{done} of {setup.config.seeds} seeds in {path}" if done and path else "nothing"
         raise KeyboardInterrupt(f"interrupted; kept {kept}") from None
 
 
-def _write(results: dict, path: pathlib.Path) -> None:
+def _write(results: dict, path: pathlib.Path | None) -> None:
     results["machine"]["peak_memory_bytes"] = peak_memory()
-    write_json(path, results)
+    if path is not None:
+        write_json(path, results)
 
 
 def compile_kernels(options: Options, dtype=np.float32) -> float:
@@ -176,10 +176,11 @@ class Recorded:
         self.phase = KoopmanPhase(self.model, **self.setup.phase_options, capacity=self.iterations // options.every)
         self.baselines = {key: kind(self) for key, kind in BASELINES.items()}
         self.before = weights_of(self.model)
-        counted = itertools.count(1)
-        self.phase.attach(self.training.optimizer, lambda: next(counted) > skip)
+        self.phase.attach(self.training.optimizer, after=lambda: None)  # for velocities; recorded below, in any case
 
         def after(done: int, of: int, loss) -> None:
+            if done > skip:
+                self.phase.record()
             self.look(loss, done, f"at iteration {self.lengths.before + done}")
             for baseline in self.baselines.values():
                 baseline.recorded(self.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import pathlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from ..training import make_optimizer, named_optimizer
 from .contract import REQUIRED
 
 DEFAULT_EPOCHS = (10, 30, 20)
-PACKAGE = __name__.partition(".")[0]
+PACKAGE = str(pathlib.Path(__file__).resolve().parents[2])
 
 
 class ProblemError(InputError):
@@ -276,4 +277,4 @@ def last_line(error: BaseException) -> str:
 
 def _inside(filename: str) -> bool:
     """Whether a frame is not the user's: the package's, an installed library's or generated."""
-    return "site-packages" in filename or f"{PACKAGE}/experiments" in filename or filename.startswith("<")
+    return filename.startswith((PACKAGE, "<")) or "site-packages" in filename
