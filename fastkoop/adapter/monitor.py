@@ -148,7 +148,7 @@ class SpectrumMonitor:
         self._next = self._burst
         self._resting = 0
         self.latest: SpectrumReport | None = None
-        self._phase.attach(optimizer, wanted=self._after_step)
+        self._phase.attach(optimizer, after=self._after_step)
 
     @property
     def stop(self) -> bool:
@@ -164,8 +164,8 @@ class SpectrumMonitor:
         self._phase.detach()
         self._windows = []
 
-    def _after_step(self) -> bool:
-        """Record what the next look will see, and look when it is time; False, as the phase need not record."""
+    def _after_step(self) -> None:
+        """Record what the next look will see, and look when it is time."""
         self.steps += 1
         if self.steps > self._next - self._burst:
             before = self._phase.parts.recorder.taken
@@ -176,7 +176,6 @@ class SpectrumMonitor:
         if self.steps == self._next:
             self._next += self.report
             self._look()
-        return False
 
     def _look(self) -> None:
         """Report on the window as it is."""

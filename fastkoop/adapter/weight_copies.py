@@ -87,7 +87,7 @@ class WeightCopies:
     def look(self) -> None:
         """Find them, before the parameters move; what they did before is watched no longer."""
         if self._watch is not None:
-            self._watch.end()
+            self._watch.remove()
         self._pairs = copies(self.optimizers, self._parameters)
 
     @property
@@ -118,9 +118,12 @@ class Watch:
         self._last = _entries(local(parameter) for parameter in parameters)
         self._jump = self._last - _entries(before)
         self._shares: list[float] = []
+        self._over = False
         self._handle = optimizer.register_step_post_hook(torch.compiler.disable(self._after_step))
 
     def _after_step(self, *_) -> None:
+        if self._over:
+            return
         parameters, report = [reference() for reference in self._parameters], self._report()
         size = float(self._jump @ self._jump)
         if report is None or any(parameter is None for parameter in parameters) or not size > 0:
@@ -141,7 +144,12 @@ class Watch:
             self.end()
 
     def end(self) -> None:
-        """Look no longer."""
+        """Look no longer; the hook stays, for an optimizer's hooks must not change while it calls them."""
+        self._over = True
+
+    def remove(self) -> None:
+        """The same, between the optimizer's steps: the hook goes."""
+        self._over = True
         self._handle.remove()
 
     def __reduce__(self):

@@ -159,3 +159,27 @@ def test_a_rollback_is_no_undoing():
     phase.rollback()
     train(model, optimizer, 8)
     assert not report.undone
+
+
+def test_a_watch_that_ends_leaves_other_hooks_alone():
+    """PyTorch refuses hooks that are removed while it calls them."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    phase = KoopmanPhase(model)
+    phase.attach(optimizer)
+    calls = []
+
+    def train(steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.ones(3, 4)).square().sum().backward()
+            optimizer.step()
+
+    train(6)
+    phase.jump(2)
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    train(30)
+    assert len(calls) == 30
+    phase.jump(2)
+    assert len(optimizer._optimizer_step_post_hooks) == 3
