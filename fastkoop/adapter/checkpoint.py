@@ -143,24 +143,27 @@ def _can_be_read(path: pathlib.Path) -> None:
         ) from None
 
 
-def compact(value):
-    """The same with NumPy's scalars as Python's, and tensors in memory of their own where they are parts of larger."""
-    return _compact(value, {})
+def compact(value, copy: bool = False):
+    """The same with NumPy's scalars as Python's, and tensors in separate memory where they are parts of larger ones.
+
+    copy: in separate memory always.
+    """
+    return _compact(value, copy, {})
 
 
-def _compact(value, copies: dict):
+def _compact(value, copy: bool, copies: dict):
     if isinstance(value, np.generic):
         return value.item()
     if type(value) in (dict, collections.OrderedDict):
-        copied = type(value)((key, _compact(item, copies)) for key, item in value.items())
+        copied = type(value)((key, _compact(item, copy, copies)) for key, item in value.items())
         if isinstance(value, collections.OrderedDict):
             vars(copied).update(vars(value))  # a module's versions
         return copied
     if type(value) in (list, tuple):
-        return type(value)(_compact(item, copies) for item in value)
+        return type(value)(_compact(item, copy, copies) for item in value)
     if type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout == torch.strided:
         value = value.detach()
-        if value.device.type != "meta" and value.untyped_storage().nbytes() > value.nbytes:
+        if value.device.type != "meta" and (copy or value.untyped_storage().nbytes() > value.nbytes):
             key = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
             return copies.setdefault(key, value.clone(memory_format=torch.contiguous_format))
     return value

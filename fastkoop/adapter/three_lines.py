@@ -132,7 +132,7 @@ class Koopman:
         return compact(sealed({
             "kind": "Koopman", "version": VERSION, "phase": self.phase.state_dict(),
             "schedule": self.schedule.state_dict(), "saved": self._log.saved, "plan": self.plan,
-        }))  # fmt: skip
+        }), copy=True)  # fmt: skip
 
     @property
     def plan(self) -> dict[str, float]:
