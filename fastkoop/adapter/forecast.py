@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from .fits import Fits
 from .parts import Parts
@@ -64,6 +65,25 @@ def forecasts(parts: Parts, fits: Fits, position: float) -> Forecasts:
     return by_layer
 
 
+def length(vectors: torch.Tensor, spread) -> torch.Tensor:
+    """Norms of vectors (..., n), whose other parts lie on other ranks if they are spread."""
+    squares = vectors.double().square().sum(dim=-1)
+    if spread is not None:
+        squares = torch.from_numpy(spread.ranks.sum("forecast", squares.cpu().numpy())).to(squares.device)
+    return squares.sqrt()
+
+
+def pace(snapshots: torch.Tensor, spread) -> torch.Tensor:
+    """How far blocks (m+1, ..., n) came in an interval on average since the first part of the recording ended."""
+    ahead = len(snapshots) - _first(len(snapshots))
+    return length(snapshots[-1] - snapshots[-1 - ahead], spread) / ahead
+
+
+def _first(count: int) -> int:
+    """Snapshots in the first part of so many."""
+    return round(SPLIT * count)
+
+
 def _overall(squares: np.ndarray) -> Overall:
     error, baseline, pays = judge(squares)
     return Overall(float(error), float(baseline), bool(pays))
@@ -72,7 +92,7 @@ def _overall(squares: np.ndarray) -> Overall:
 def _squares(fits: Fits, recording, spread, view) -> np.ndarray:
     """Squared misses (blocks, 5) of the prediction, the mean, the line, the secant, and of staying."""
     count = len(view)
-    first = round(SPLIT * count)
+    first = _first(count)
     least = fits.options.observables.observed.delay + 1 + fits.options.observables.observed.affine
     blocks = int(np.prod(view.shape[1:-1]))
     if first < max(2, least) or first == count:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 
 from .fits import Fits
-from .forecast import forecasts
+from .forecast import forecasts, length, pace
 from .jump_options import JumpOptions
 from .parts import Parts
 
-RANK_0, FORECAST, DIVERGES, DRIFTS = "rank 0", "forecast", "diverges", "drifts"
-ON_THE_CIRCLE = 1e-8  # moduli so little above 1 count as 1
+RANK_0, FORECAST = "rank 0", "forecast"
 
 Reasons = dict[str, torch.Tensor]  # bool per block of a batch
 
@@ -18,13 +20,15 @@ Reasons = dict[str, torch.Tensor]  # bool per block of a batch
 class Holds:
     """Why blocks stay where they are, whatever is predicted for them.
 
-    A gate lets a block move if its own forecast and that of all blocks together pay.
+    A gate lets a block move if its own forecast and that of all blocks together pay, and only as far as it would come
+    at the pace of the recording's end: a forecast looks no further than that end, and what decays slows down.
     """
 
     def __init__(self, parts: Parts, fits: Fits, options: JumpOptions):
         self._parts, self._fits, self._options = parts, fits, options
         self._known: dict[int, list[Reasons]] = {}
         self._doubtful: list[torch.Tensor] | None = None
+        self._paces: dict[int, list[torch.Tensor]] = {}
 
     def shut(self, position: float) -> bool:
         """Whether the forecast holds every block."""
@@ -51,6 +55,20 @@ class Holds:
                     reasons[FORECAST] = blocks.reshape(op.rank.shape).to(op.rank.device)
         return [dict(reasons) for reasons in self._known[i]]
 
+    def runaways(self, i: int, operators: list, states: list[torch.Tensor], steps: float) -> list[torch.Tensor]:
+        """Bool per block of group i, by batch: the gate is on, and the state is further than the recording's pace."""
+        if self._options.gate is None or math.isinf(steps):
+            return [torch.zeros(state.shape[:-1], dtype=torch.bool, device=state.device) for state in states]
+        recording, spread = self._parts.recordings[i], self._parts.spreads[i]
+        if i not in self._paces:
+            views = recording.blocks(self._parts.recorder.snapshots)
+            weights = self._fits.options.observables.weights
+            self._paces[i] = [pace(view[..., : weights(view.shape[-1])], spread) for view in views]
+        return [
+            length(state - op.predict(0, check_finite=False), spread) > steps * limit
+            for op, state, limit in zip(operators, states, self._paces[i], strict=True)
+        ]
+
     def _reasons(self, op) -> Reasons:
         empty, limits = rank_zero(op), self._options.limits
         reasons = {} if empty is None else {RANK_0: empty}
@@ -69,13 +87,11 @@ def rank_zero(op) -> torch.Tensor | None:
     return empty if bool(empty.any()) else None
 
 
-def unbounded(op, state: torch.Tensor) -> Reasons:
-    """Blocks that have no limit: an eigenvalue beyond the unit circle, or a drift along one on it."""
-    infinite = ~state.isfinite().all(dim=-1)
-    if not bool(infinite.any()):
-        return {}
-    beyond = op.spectral_radius > 1 + ON_THE_CIRCLE
-    return {DIVERGES: infinite & beyond, DRIFTS: infinite & ~beyond}
+def unbounded(op) -> Reasons:
+    """Blocks that settle nowhere, by the operator's own word: they diverge, or drift along an eigenvalue 1."""
+    words = op.limit_reason
+    named = {str(word): torch.from_numpy(words == word).to(op.rank.device) for word in np.unique(words) if word}
+    return {word: blocks.reshape(op.rank.shape) for word, blocks in named.items()}
 
 
 def any_of(reasons: Reasons) -> torch.Tensor | None:

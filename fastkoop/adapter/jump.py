@@ -13,7 +13,7 @@ from .candidates import Target
 from .compiling import Clock
 from .fits import Fits
 from .guard import Guard, better
-from .held import Holds, Reasons, any_of, counts, unbounded
+from .held import FORECAST, Holds, Reasons, any_of, counts, unbounded
 from .jump_options import JumpOptions
 from .mover import Stays
 from .optimizer_state import Rates
@@ -113,9 +113,9 @@ class Jump:
         self._rates.copies.watch(self._saved.parameters, self.report)
         self._rates.settle(self._parts.parameters.trained, self._options.optimizer_state, self.report.steps)
         if self._options.predicts:
-            if self.report.candidate == ends.KOOPMAN and math.isfinite(self.report.steps):
+            if self.report.candidate == ends.KOOPMAN:
                 self._velocities_follow()
-            else:  # at rest: at a limit, and where no operator says how they move
+            else:  # no operator says how they move there
                 self._rates.stop(self._parts.parameters.trained)
 
     def undo(self) -> None:
@@ -159,8 +159,7 @@ class Jump:
 
     def _to_states(self, position: float) -> None:
         """Set the parameters to the states `position` iterations past the newest snapshot, save those held back."""
-        steps = position if math.isinf(position) else position // self._parts.recorder.every
-        predicted = []
+        steps, predicted = self._steps(position), []
         for i, (recording, bound) in enumerate(self._bound()):
             began = self._clock.now()
             states = [op.predict(steps, check_finite=False) for op in bound]
@@ -168,6 +167,8 @@ class Jump:
             reasons = self._holds.of(i, bound)
             if math.isinf(steps):
                 states = _within(bound, states, reasons)
+            for batch, runs in zip(reasons, self._holds.runaways(i, bound, states, steps), strict=True):
+                batch[FORECAST] = batch.get(FORECAST, runs) | runs
             stays = Stays([any_of(batch) for batch in reasons], self._walker.offsets[i])
             states = stays.shifted(states)
             rows, kept = recording.checked(states, stays.held)
@@ -194,7 +195,7 @@ class Jump:
 
     def _velocities_follow(self) -> None:
         """Set the optimizer's velocities to those of the state that the parameters are at."""
-        steps = int(self._walker.position) // self._parts.recorder.every
+        steps = self._steps(self._walker.position)
         for (recording, bound), moved in zip(self._bound(), self._moved, strict=True):
             velocities = [op.velocities(steps) for op in bound]
             stayed = [
@@ -206,6 +207,10 @@ class Jump:
                 for batches in (velocities, stayed)
             )
             self._parts.velocities.set(recording, rows, keep)
+
+    def _steps(self, position: float) -> float:
+        """Recorded intervals from the newest snapshot to there."""
+        return position if math.isinf(position) else int(position) // self._parts.recorder.every
 
     def _bound(self):
         """Every recording with its operators, which read weights out of its snapshots."""
@@ -248,7 +253,7 @@ def _within(operators: list, states: list[torch.Tensor], reasons: list[Reasons])
     """States at the limit, zero in blocks that have none; the reasons say which these are."""
     finite = []
     for op, state, batch in zip(operators, states, reasons, strict=True):
-        batch.update(unbounded(op, state))
+        batch.update(unbounded(op))
         finite.append(torch.where(state.isfinite().all(dim=-1, keepdim=True), state, 0.0))
     return finite
 

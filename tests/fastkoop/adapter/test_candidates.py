@@ -10,7 +10,9 @@ nn = torch.nn
 
 from trails import adam_recorded, bits_of, same_bits  # noqa: E402
 
+import fastkoop as fk  # noqa: E402
 from fastkoop.adapter.candidates import horizon_steps, targets  # noqa: E402
+from fastkoop.torch_adapter import KoopmanPhase  # noqa: E402
 
 ALL = ("koopman", "mean", "line")
 
@@ -102,3 +104,69 @@ def test_horizons_move_in_multiples_of_every():
     _, phase, _ = adam_recorded(8, every=2)
     with pytest.raises(ValueError, match="horizon: expected a multiple of every=2, got 3"):
         phase.jump(4, guard=float, horizon=[2, 3])
+
+
+# The limit
+
+
+def settling(rows=3, **options):
+    """A layer whose rows settle, grow and drift; recorded in float64."""
+    model = nn.Linear(2, rows, bias=False).double()
+    phase = KoopmanPhase(model, observables=fk.Affine(), **options)
+    ways = (lambda t: 3.0 + 0.5**t, lambda t: 1.0 + 2.0**t, lambda t: 1.0 + 0.25 * t)
+    for t in range(6):
+        with torch.no_grad():
+            for row in range(rows):
+                model.weight[row, 0] = model.weight[row, 1] = ways[row](t)
+        phase.record()
+    return model, phase
+
+
+def test_to_the_limit_go_the_blocks_that_have_one():
+    model, phase = settling()
+    before = model.weight.detach().clone()
+    report = phase.jump(math.inf)
+    torch.testing.assert_close(model.weight[0].detach(), torch.full((2,), 3.0, dtype=torch.float64), rtol=1e-10, atol=0)
+    assert torch.equal(model.weight[1:], before[1:])
+    assert report.held == {"diverges": 1, "drifts": 1} and [layer.kept for layer in report.layers] == [0]
+    assert report.steps == math.inf == phase.position and "jump to the limit" in str(report)
+    for move in (phase.step, lambda: phase.jump(1)):
+        with pytest.raises(
+            ValueError, match="the parameters are at the limit, from where no operator leads on; record"
+        ):
+            move()
+    state = phase.state_dict()
+    phase.rollback()
+    assert torch.equal(model.weight, before)
+    phase.step()
+    other = KoopmanPhase(model, observables=fk.Affine())
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match="at the limit"):
+        other.step()
+    other.record()
+    assert other.position == 0 and other.snapshots == 1
+
+
+def test_a_horizon_may_end_at_the_limit():
+    model, phase = settling(1)
+    report = phase.jump(math.inf, horizon="auto", guard=lambda: float((model.weight.detach() - 3.0).abs().max()))
+    assert [steps for steps, _ in report.tried] == [0, *(2**k for k in range(11)), math.inf]
+    assert abs(report.after) < 1e-12
+    phase.rollback()
+    report = phase.jump(4, horizon=[1, math.inf], guard=lambda: float((model.weight.detach() - 3.0).abs().max()))
+    assert report.steps == math.inf
+
+
+def test_velocities_at_the_limit_are_its_own():
+    model = nn.Linear(2, 2, bias=False).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+    phase = KoopmanPhase(model, "network", observables=(fk.Affine(), fk.Momentum()), cutoff=1e-10)
+    phase.attach(optimizer)
+    for _ in range(16):
+        optimizer.zero_grad()
+        (model.weight * torch.tensor([[1.0, 2.0], [3.0, 0.5]], dtype=torch.float64) - 1.0).square().sum().backward()
+        optimizer.step()
+    phase.jump(math.inf, optimizer_state="predict")
+    expected = torch.tensor([[1.0, 0.5], [1 / 3, 2.0]], dtype=torch.float64)
+    torch.testing.assert_close(model.weight.detach(), expected, rtol=0, atol=1e-8)
+    assert optimizer.state[model.weight]["momentum_buffer"].abs().max() < 1e-7
