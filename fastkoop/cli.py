@@ -1,4 +1,4 @@
-"""The command line: fastkoop compare | sweep | phases | report | profile | info.
+"""The command line: fastkoop compare | sweep | phases | report | spectra | profile | info.
 
 Errors are one sentence; exit 0 done, 2 bad input, 1 anything else.
 """
@@ -129,6 +129,7 @@ def compare(
     budget: Annotated[float | None, typer.Option(help="Seconds it may take; epochs and evaluations shrink.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and train nothing.")] = False,
     details: Annotated[bool, typer.Option("--details", help="Print every baseline, all costs and words.")] = False,
+    save: Annotated[bool, typer.Option("--save-spectra", help="Write spectra.npz, for fastkoop spectra.")] = False,
     out: Annotated[str, typer.Option(help="Folder for results.json, report.html and figures.")] = "fastkoop-compare",
     recommended: Annotated[bool, typer.Option("--recommended", **Old)] = False,
     sweep_old: Annotated[bool, typer.Option("--sweep", **Old)] = False,
@@ -141,7 +142,7 @@ def compare(
     options = dict(locals())
     with sentences():
         old = {name: options.pop(name) for name in ("sweep_old", "grid", "phases_old", "rest", "line", "recommended")}
-        settings = {name: options.pop(name) for name in ("out", "details", "dry_run")}
+        settings = {name: options.pop(name) for name in ("out", "details", "dry_run", "save")}
         options["T"] = options.pop("epochs")
         if old["recommended"]:
             _warn("--recommended", "--preset noisy")
@@ -188,7 +189,7 @@ def _warn(old: str, new: str) -> None:
     say(f"fastkoop: {old} is now {new}; the old form goes with the next version", err=True)
 
 
-def _compare(options: dict, out: str, details: bool, dry_run: bool) -> None:
+def _compare(options: dict, out: str, details: bool, dry_run: bool, save: bool) -> None:
     from pathlib import Path
 
     from .experiments.compare import compare as run
@@ -210,6 +211,10 @@ def _compare(options: dict, out: str, details: bool, dry_run: bool) -> None:
         say([""] * bool(i) + summary_lines(results))
         if details:
             say(["", *details_lines(results)])
+        if save:
+            from .experiments.recorded_spectra import save_spectra
+
+            save_spectra(config.out)
         say(f"report.html, its figures and results.json are in {config.out}")
 
 
@@ -306,6 +311,21 @@ def report(
         if details:
             say(["", *details_lines(results)])
         say(f"report.html and its figures are in {place}")
+
+
+@app.command()
+def spectra(
+    runs: Annotated[list[str], typer.Argument(help="Two or more: .npz files of runs, or folders of comparisons.")],
+    rank: Annotated[int, typer.Option(help="Eigenvalues a run; of .npz files that hold snapshots, and folders.")] = 10,
+    permutations: Annotated[int, typer.Option(help="Relabellings of the test.")] = 999,
+    out: Annotated[str, typer.Option(help="Folder for spectra.json and spectra.png.")] = "fastkoop-spectra",
+) -> None:
+    """Compare training runs by their eigenvalues: distances, a test against seeds of one kind, a figure."""
+    with sentences():
+        from .experiments.recorded_spectra import compare_files, lines
+
+        say(lines(compare_files(runs, out, rank, permutations)))
+        say(f"spectra.png and spectra.json are in {out}")
 
 
 @app.command()

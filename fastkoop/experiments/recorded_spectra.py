@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pathlib
 import zipfile
 from collections.abc import Sequence
@@ -12,11 +13,12 @@ import numpy as np
 from .. import spectra
 from ..checks import InputError, integer
 from ..cutoff import Rank
-from ..files import prepare_out, write_json
+from ..files import prepare_out, write_json, write_with
 from ..observables import Affine
 from ..operator import fit
 
 HOLDS = "an .npz file with `eigenvalues` (seeds, k), or `snapshots` (seeds, n, m+1) or (n, m+1)"
+FILE = "spectra.npz"  # what `fastkoop compare --save-spectra` writes
 
 
 def spectrum_of(path: str, rank: int = 10) -> np.ndarray:
@@ -24,12 +26,14 @@ def spectrum_of(path: str, rank: int = 10) -> np.ndarray:
 
     Args:
         path: an .npz file with `eigenvalues` (seeds, k); or `snapshots` (seeds, n, m+1) or (n, m+1), columns oldest
-            first, to whose seeds affine operators of this rank are fitted.
-        rank: k, where snapshots are fitted.
+            first, to whose seeds affine operators of this rank are fitted. Or the folder of a comparison.
+        rank: k, where snapshots are fitted or a comparison is read.
 
     Raises:
         ValueError: naming the file and what it holds.
     """
+    if pathlib.Path(path).is_dir():
+        return of_comparison(path, rank)
     arrays = _loaded(path)
     if "eigenvalues" in arrays:
         values = np.atleast_2d(arrays["eigenvalues"])
@@ -40,6 +44,48 @@ def spectrum_of(path: str, rank: int = 10) -> np.ndarray:
     if values.ndim != 2:
         raise InputError(f"{path}: expected eigenvalues (seeds, k), got shape {values.shape}")
     return values
+
+
+def of_comparison(folder: str, rank: int = 10) -> np.ndarray:
+    """The `rank` largest eigenvalues of every seed of a comparison, all layers together: (seeds, rank).
+
+    Raises:
+        ValueError: there is no results.json, or a seed has fewer.
+    """
+    file = pathlib.Path(folder) / "results.json"
+    try:
+        runs = json.loads(file.read_text())["runs"]
+        layers = [run["koopman"]["eigenvalues"].values() for run in runs]
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); run fastkoop compare --out {folder}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"{file}: expected the results of fastkoop compare with eigenvalues, got other contents"
+        ) from None
+    rank = integer("rank", rank, least=1)
+    seeds = [np.array([complex(*pair) for layer in run for pair in layer]) for run in layers]
+    least = min((len(values) for values in seeds), default=0)
+    if rank > least:
+        raise InputError(f"rank: expected at most {least}, which every seed of {folder} has, got {rank}")
+    return np.stack([values[np.argsort(-np.abs(values), kind="stable")][:rank] for values in seeds])
+
+
+def save_spectra(folder: str, rank: int = 10) -> pathlib.Path:
+    """Write the eigenvalues of a comparison beside its results.json, for `fastkoop spectra`. Returns the path."""
+    path = pathlib.Path(folder) / FILE
+    values = of_comparison(folder, rank)
+    return write_with(path, lambda file: np.savez(file, eigenvalues=values))
+
+
+def lines(rows: Sequence[dict]) -> list[str]:
+    """Rows of `compare_files` as a table of at most 80 columns."""
+    heads = ("run", "and run", "between", "within", "p", "1-NN")
+    cells = [heads]
+    for row in rows:
+        numbers = [f"{row[key]:.4g}" if key in row else "-" for key in ("between", "within", "p", "nearest")]
+        cells.append((*(name if len(name) <= 20 else f"..{name[-18:]}" for name in (row["a"], row["b"])), *numbers))
+    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 
 
 def _loaded(path: str) -> dict[str, np.ndarray]:

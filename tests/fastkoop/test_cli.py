@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -24,8 +25,9 @@ def run(*arguments):
 
 
 def test_compare_prints_a_table_and_the_verdict(tmp_path):
-    done = run("compare", *QUICK, "--out", tmp_path / "new" / "folder")
+    done = run("compare", *QUICK, "--save-spectra", "--out", tmp_path / "new" / "folder")
     assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "new" / "folder" / "spectra.npz")["eigenvalues"].shape == (1, 10)
     lines = done.stdout.splitlines()
     assert lines[0].startswith("digits: Koopman (node-wise)") and lines[1].startswith("It ")
     assert "Koopman, one jump" in done.stdout and max(map(len, lines[:-1])) <= 80 and len(lines) <= 22

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastkoop
-from fastkoop.experiments.recorded_spectra import compare_files, spectrum_of
+from fastkoop.experiments.recorded_spectra import compare_files, lines, save_spectra, spectrum_of
 from fastkoop.spectra import distance, permutation_test
 
 pytest.importorskip("matplotlib")
@@ -66,6 +66,56 @@ def test_files_of_one_name_are_told_apart_by_their_paths(rng, tmp_path):
         paths.append(saved(tmp_path / folder / "run.npz", snapshots=decay(rng, [0.9])))
     [row] = compare_files(paths, str(tmp_path), rank=1)
     assert (row["a"], row["b"]) == tuple(paths)
+
+
+def comparison(folder, counts=(3, 2)):
+    """What compare writes, of one seed for each number of eigenvalues of the first layer."""
+    runs = [
+        {"koopman": {"eigenvalues": {"0": [[0.9 - 0.1 * k, 0.0] for k in range(count)], "2": [[1.0, 0.5]]}}}
+        for count in counts
+    ]
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps({"runs": runs}))
+    return str(folder)
+
+
+def test_comparisons_give_the_largest_of_all_layers(tmp_path):
+    folder = comparison(tmp_path / "out")
+    np.testing.assert_allclose(spectrum_of(folder, rank=3), [[1 + 0.5j, 0.9, 0.8]] * 2)
+    path = save_spectra(folder, rank=2)
+    np.testing.assert_allclose(spectrum_of(str(path)), [[1 + 0.5j, 0.9]] * 2)
+    with pytest.raises(fastkoop.InputError, match="rank: expected at most 3, which every seed of"):
+        spectrum_of(folder, rank=4)
+
+
+def test_folders_without_results_are_refused(tmp_path):
+    with pytest.raises(fastkoop.InputError, match=r"results\.json: cannot be read .*; run fastkoop compare --out"):
+        spectrum_of(str(tmp_path))
+    (tmp_path / "results.json").write_text("[1]")
+    with pytest.raises(fastkoop.InputError, match=r"results\.json: expected the results of fastkoop compare"):
+        spectrum_of(str(tmp_path))
+
+
+def test_tables_fit_eighty_columns():
+    row = {"a": "x" * 99, "b": "y", "between": 1 / 3, "within": 1e-7 / 3, "p": 0.001, "nearest": 2 / 3}
+    table = lines([row, {"a": "x", "b": "y", "between": 0.5}])
+    assert max(map(len, table)) <= 80
+    assert table[1].split() == [".." + "x" * 18, "y", "0.3333", "3.333e-08", "0.001", "0.6667"]
+    assert table[2].split()[-3:] == ["-", "-", "-"]
+
+
+def test_the_command(tmp_path):
+    from typer.testing import CliRunner
+
+    from fastkoop.cli import app
+
+    folders = [comparison(tmp_path / name) for name in ("one", "two")]
+    done = CliRunner().invoke(app, ["spectra", *folders, "--rank", "2", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[0].split() == ["run", "and", "run", "between", "within", "p", "1-NN"]
+    assert (tmp_path / "out" / "spectra.png").exists()
+    done = CliRunner().invoke(app, ["spectra", folders[0], "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2 and "files: expected at least 2 to compare, got 1" in done.output
 
 
 class TestErrors:
