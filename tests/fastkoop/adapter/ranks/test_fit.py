@@ -49,6 +49,12 @@ def test_ranks_exchange_what_was_planned(reports):
         assert all(0 < report[scenario]["messages"] < 2000 for scenario in SCENARIOS)
 
 
+@pytest.mark.parametrize("wrap", ["shard", "ddp"])
+def test_three_lines_on_every_rank(reports, wrap):
+    for report in reports:
+        assert report["three lines"][wrap] == {"jumps": 2, "same": True, "resumed": True}
+
+
 def test_a_block_that_overflows_on_one_rank_is_kept_on_all(reports):
     if len(reports) == 2:
         assert all(report["torn"] == {"kept": [1], "same": True} for report in reports)

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
 
 from fastkoop import Affine, Delay, Momentum
-from fastkoop.torch_adapter import KoopmanPhase, Limits, RankError, load_checkpoint, save_checkpoint
+from fastkoop.torch_adapter import Koopman, KoopmanPhase, Limits, RankError, load_checkpoint, save_checkpoint
 
 SNAPSHOTS, BATCH = 12, 12
 PATIENCE = 8  # seconds that a group waits for a rank that is lost
@@ -311,6 +311,41 @@ def differences():
     return {name: alike(**(options if dist.get_rank() == 1 else {})) for name, options in DIFFERENCES.items()}
 
 
+def three_lines(wrap):
+    """Koopman on all ranks, with a guard on other data on each, resumed in the middle of a recording."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    seen = batches(1, seed=10 + rank)
+
+    def loss(model, x):
+        return (model(x) - x[:, :1]).square().mean()
+
+    def start():
+        torch.manual_seed(0)
+        model = globals()[wrap](mlp())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        options = {"burn_in": 4, "record": 12, "jump": 8, "rest": 4, "partition": "layer"}
+        log = (lambda *figure: None) if rank == 0 else None  # figures are no exchange of rank 0's alone
+        return model, optimizer, Koopman(model, optimizer, validate=(loss, seen), log=log, **options)
+
+    def go(model, optimizer, koopman, first, last):
+        for x in batches(last)[first:]:
+            train(model, optimizer, x.chunk(size)[rank])
+            koopman.step()
+
+    model, optimizer, koopman = start()
+    go(model, optimizer, koopman, 0, 10)
+    state, weights = koopman.state_dict(), [p.detach().clone() for p in model.parameters()]
+    go(model, optimizer, koopman, 10, 34)
+    again, fresh, resumed = start()
+    with torch.no_grad():
+        for parameter, value in zip(again.parameters(), weights, strict=True):
+            parameter.copy_(value)
+    resumed.load_state_dict(state)
+    go(again, fresh, resumed, 10, 34)
+    same = bool(torch.equal(flat(model), flat(again)))
+    return {"jumps": koopman.jumps, "same": agree(flat(model)), "resumed": same}
+
+
 def torn():
     """A layer that overflows on one rank alone is kept on all."""
     model = shard(nn.Sequential(nn.Linear(2, 2, bias=False)))
@@ -393,6 +428,7 @@ def main():
             "mended": mended(),
             "disagreements": disagreements(),
             "differences": differences(),
+            "three lines": {wrap: three_lines(wrap) for wrap in ("shard", "ddp")},
             "emptied": emptied(),
         }
         found["torn"] = torn() if dist.get_world_size() == 2 else None
