@@ -1,4 +1,4 @@
-"""Recordings: a model's parameters into time-major buffers, and states back into the parameters."""
+"""Buffers: a model's parameters into time-major memory, group by group, and states back into the parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TURNED = 1 << 20  # bytes of a full ring that are turned at a time, and held twi
 HALVES = (torch.bfloat16,)  # stored as distances from the first snapshot; float16 has too few exponents for them
 
 
-class Recording:
+class GroupBuffer:
     """One group's buffer (time, rows, padded n) and the model's parameters that go in and out of it.
 
     With velocities a row holds n of them after its n weights. In bfloat16 it holds distances from the first snapshot,
@@ -328,7 +328,7 @@ class Offload:
     At most two rows are in flight, in separate memory, so that the next may be packed meanwhile.
     """
 
-    def __init__(self, recording: Recording):
+    def __init__(self, recording: GroupBuffer):
         self._recording, self._rows, self._done, self._turn = recording, None, [], 0
 
     def __call__(self, row: torch.Tensor, target: torch.Tensor) -> None:

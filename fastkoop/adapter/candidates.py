@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from .. import checks
-from .buffers import Recording
+from .buffers import GroupBuffer
 
 KOOPMAN, MEAN, LINE = "koopman", "mean", "line"
 NAMES = (KOOPMAN, MEAN, LINE)
@@ -71,13 +71,13 @@ def horizon_steps(steps: float, every: int) -> list[float]:
 
 
 @torch.no_grad()
-def mean_of(recording: Recording, snapshots: int) -> torch.Tensor:
+def mean_of(recording: GroupBuffer, snapshots: int) -> torch.Tensor:
     """The mean of a recording's snapshots, (rows, n) float64."""
     return recording.snapshots(snapshots)[..., : recording.group.n].mean(dim=0, dtype=torch.float64)
 
 
 @torch.no_grad()
-def line_of(recording: Recording, snapshots: int, intervals: float) -> torch.Tensor:
+def line_of(recording: GroupBuffer, snapshots: int, intervals: float) -> torch.Tensor:
     """The least-squares line through every weight's snapshots, so many intervals past the newest: (rows, n) float64."""
     held = recording.snapshots(snapshots)[..., : recording.group.n]
     times = torch.arange(snapshots, dtype=torch.float64, device=held.device) - (snapshots - 1) / 2

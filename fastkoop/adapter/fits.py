@@ -9,7 +9,7 @@ from dataclasses import replace
 from .. import checks
 from ..operator import KoopmanOperator, fit
 from ..options import OF_FIT, Options
-from .buffers import Recording
+from .buffers import GroupBuffer
 from .compiling import Clock
 from .parts import Parts
 from .ranks import Spread, fit_spread
@@ -109,7 +109,7 @@ class Fits:
                     self.agree(what, refused=str(error))
             raise
 
-    def fitted(self, recording: Recording, spread: Spread | None, views: list) -> list[KoopmanOperator]:
+    def fitted(self, recording: GroupBuffer, spread: Spread | None, views: list) -> list[KoopmanOperator]:
         """Operators of a group's batches of blocks, from views (snapshots, ..., numbers) of them."""
         if spread is None:
             return [fit(view, time_axis=0, **self.options.fit_arguments) for view in views]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from . import candidates as ends
-from .buffers import Recording
+from .buffers import GroupBuffer
 from .candidates import Target
 from .compiling import Clock
 from .fits import Fits
@@ -217,7 +217,7 @@ class Jump:
         return self._parts.with_operators(self._fits.ready(self._began.position))
 
     @staticmethod
-    def _released(recording: Recording, moved: Moved) -> Moved:
+    def _released(recording: GroupBuffer, moved: Moved) -> Moved:
         """The same without snapshots that had to be brought back; the report's values are read before."""
         if recording.direct:
             return moved

@@ -11,7 +11,7 @@ from torch.autograd.graph import increment_version
 
 from ..operator import KoopmanOperator
 from ..walk import states_together
-from .buffers import Recording
+from .buffers import GroupBuffer
 
 
 class Copy(NamedTuple):
@@ -50,7 +50,7 @@ class Stays:
             at += width
         return shifted
 
-    def unmoved(self, rows: torch.Tensor, recording: Recording) -> torch.Tensor:
+    def unmoved(self, rows: torch.Tensor, recording: GroupBuffer) -> torch.Tensor:
         """The rows, where the parameters began beside the snapshot as they are: adding an offset would round."""
         return rows if self._offset is None else torch.where(self._offset != 0, recording.current(), rows)
 
@@ -58,7 +58,7 @@ class Stays:
 class Walks:
     """Moves all parameters one state on, each group by itself: on a GPU, and where blocks are spread over ranks."""
 
-    def __init__(self, recordings: Sequence[Recording], operators: Sequence[Sequence], stays: Sequence[Stays]):
+    def __init__(self, recordings: Sequence[GroupBuffer], operators: Sequence[Sequence], stays: Sequence[Stays]):
         self._recordings, self._stays = recordings, stays
         self._walks = [[op.walk(check_finite=False) for op in layer] for layer in operators]
 
@@ -91,12 +91,12 @@ class Mover:
     """Moves all parameters one state on, in few calls: no allocation, check or torch operation a layer.
 
     States of layers with equal blocks are made together and copied through NumPy views of the parameters. A
-    bound on the states tells that all are finite; where it cannot, every layer goes through `Recording.move`.
+    bound on the states tells that all are finite; where it cannot, every layer goes through `GroupBuffer.move`.
     """
 
     def __init__(
         self,
-        recordings: Sequence[Recording],
+        recordings: Sequence[GroupBuffer],
         operators: Sequence[Sequence[KoopmanOperator]],
         stays: Sequence[Stays],
     ):

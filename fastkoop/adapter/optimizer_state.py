@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from ..checks import InputError
-from .buffers import Recording, into, local, rows_of
+from .buffers import GroupBuffer, into, local, rows_of
 from .weight_copies import WeightCopies
 
 VELOCITIES = ("momentum_buffer", "exp_avg")
@@ -202,7 +202,7 @@ class Velocities:
         raise InputError(f"observables: {_no_velocity(self._optimizer, name)}")
 
     @torch.no_grad()
-    def set(self, recording: Recording, rows: torch.Tensor, stayed: torch.Tensor) -> None:
+    def set(self, recording: GroupBuffer, rows: torch.Tensor, stayed: torch.Tensor) -> None:
         """Set the optimizer's velocities to a group's rows (rows, n); bool (rows, n): entries that stay as they are."""
         for piece, member in recording.members:
             if not member.requires_grad:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .buffers import Recording
+from .buffers import GroupBuffer
 from .optimizer_state import Velocities
 from .parameters import Parameters
 from .ranks import Ranks, Spread
@@ -29,11 +29,11 @@ class Parts:
     velocities: Velocities | None = None
 
     @property
-    def recordings(self) -> list[Recording]:
+    def recordings(self) -> list[GroupBuffer]:
         """One for every group of parameters."""
         return self.recorder.recordings
 
-    def with_operators(self, operators: list[list]) -> Iterator[tuple[Recording, list]]:
+    def with_operators(self, operators: list[list]) -> Iterator[tuple[GroupBuffer, list]]:
         """Every recording with its operators, which read weights out of its snapshots."""
         for recording, fitted in zip(self.recordings, operators, strict=True):
             if not recording.direct:  # their snapshots were let go

@@ -16,7 +16,7 @@ from ..partition import Group, Parameter, groups
 from . import pruning
 from . import state as states
 from .attachment import Attachment
-from .buffers import HALVES, Recording
+from .buffers import HALVES, GroupBuffer
 from .fits import Fits
 from .forecast import Forecasts, forecasts
 from .jump import Jump
@@ -113,7 +113,7 @@ class KoopmanPhase:
         recordings, spreads = [], []
         whole = _groups(model, chosen, partition, q)
         for group, spread in _local(whole, chosen):
-            recordings.append(Recording(group, chosen.by_name, storage_dtype, home, velocities, spread))
+            recordings.append(GroupBuffer(group, chosen.by_name, storage_dtype, home, velocities, spread))
             spreads.append(spread)
         recorder = Recorder(recordings, settled.every, settled.window, capacity)
         self.every, self.window, self.capacity = recorder.every, recorder.window, recorder.capacity

@@ -10,7 +10,7 @@ import torch
 from .. import checks
 from ..machine import free_memory
 from . import recording_plan as plan
-from .buffers import Recording, into, local
+from .buffers import GroupBuffer, into, local
 from .recording_plan import GroupPlan, RecordingPlan
 
 FIRST_CAPACITY = 64  # snapshots; doubled whenever full unless the capacity is given
@@ -22,7 +22,7 @@ class Recorder:
     capacity: snapshots to hold, the newest; None doubles the buffers whenever they are full.
     """
 
-    def __init__(self, recordings: Sequence[Recording], every: int, window: int, capacity: int | None):
+    def __init__(self, recordings: Sequence[GroupBuffer], every: int, window: int, capacity: int | None):
         self.every, self.window = _interval(every, window)
         self.capacity = None if capacity is None else checks.integer("capacity", capacity, least=2)
         self.recordings = list(recordings)

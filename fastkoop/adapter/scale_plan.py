@@ -13,7 +13,7 @@ from .. import checks
 from ..operator import fit
 from ..options import Options
 from ..partition import Group, Parameter, groups
-from .buffers import Recording
+from .buffers import GroupBuffer
 from .ranks import Shard, exchange, localized
 from .recorder import Recorder
 from .recording_plan import RecordingPlan, size
@@ -94,7 +94,7 @@ def recording_plan(
     recordings, spreads = [], []
     for group in groups(described, partition, q):
         local, spread = localized(group, shards, lambda group: None)
-        recordings.append(Recording(local, parameters, storage_dtype, None, None, spread))
+        recordings.append(GroupBuffer(local, parameters, storage_dtype, None, None, spread))
         spreads.append(spread)
     exchanges = [
         ("none", 0) if spread is None

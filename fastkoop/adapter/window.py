@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .buffers import Recording
+from .buffers import GroupBuffer
 
 STRIP = 1 << 21  # numbers that are converted to float64 at a time
 
@@ -18,7 +18,7 @@ class Window:
     is a snapshot of the ring; once the ring has been renewed twice, all rows are computed anew from a newer one.
     """
 
-    def __init__(self, recording: Recording):
+    def __init__(self, recording: GroupBuffer):
         self._recording = recording
         self._gram: torch.Tensor | None = None  # (B, slots, slots) float64, by slot
         self._origin: list[torch.Tensor] = []
