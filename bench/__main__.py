@@ -65,6 +65,7 @@ BENCHMARKS = {
     "training": Benchmark(
         "training.run", "three models, killed and resumed, on one rank and on two", ("names", "--data-dir")
     ),
+    "frameworks": Benchmark("training.frameworks", "Koopman in plain loops, accelerate, Lightning and the Trainer"),
     "gpu": Benchmark(
         "gpu.run", "all that needs a GPU, in one command of under nine minutes",
         ("--out", "--dry-run", "--device", "--seconds"), ("run", "table", "kernels", "environment", "profile"),

@@ -28,7 +28,7 @@ from fastkoop.profile.devices import Host
 from fastkoop.torch_adapter import Koopman
 
 FILE = RESULTS / "training" / "frameworks.json"
-STEPS, LANGUAGE_STEPS, BATCH, SEEDS = 600, 160, 64, 3
+STEPS, LANGUAGE_STEPS, BATCH, SEEDS = 600, 100, 64, 3
 ADDED = {"plain loop": 3, "nanoGPT-like": 3, "accelerate": 4, "Lightning": 1, "Trainer": 1}  # lines of user code
 
 
