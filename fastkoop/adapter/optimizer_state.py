@@ -61,13 +61,13 @@ def can_be_stepped(schedulers: Iterable) -> list:
     Raises:
         TypeError: something else, or one that wants a metric.
     """
-    found = list(schedulers)
-    for one in found:
-        if not (hasattr(one, "step") and hasattr(one, "state_dict")):
-            raise TypeError(f"schedulers: expected learning-rate schedulers, got {type(one).__name__}")
-        if isinstance(one, torch.optim.lr_scheduler.ReduceLROnPlateau):
+    schedulers = list(schedulers)
+    for scheduler in schedulers:
+        if not (hasattr(scheduler, "step") and hasattr(scheduler, "state_dict")):
+            raise TypeError(f"schedulers: expected learning-rate schedulers, got {type(scheduler).__name__}")
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise TypeError("schedulers: ReduceLROnPlateau steps by a metric, not by iterations; leave it out")
-    return found
+    return schedulers
 
 
 class Rates:
@@ -240,8 +240,8 @@ def step_was_skipped(optimizer: torch.optim.Optimizer) -> bool:
     A fused optimizer under `torch.amp.GradScaler` skips inside its step, and tells by `found_inf`; others are not
     called at all.
     """
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)
+    overflowed = getattr(optimizer, "found_inf", None)
+    return overflowed is not None and bool(overflowed)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> int:

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import checks
 from .buffers import local
-from .selection import select
+from .selection import chosen, patterns, select
 from .wrappers import named_parameters
 
 
@@ -76,8 +76,12 @@ class Parameters:
             if present.get(name) is not parameter:
                 raise checks.InputError(f"model: {name} was replaced after this phase was made; make a new phase")
         known = {id(parameter) for parameter in self.all}
-        for name, parameter in select(self.model, *self._chosen).items():
-            if id(parameter) not in known:
+        wanted, unwanted = (
+            patterns(which, given, list(present))  # whose parameters may all be frozen by now
+            for which, given in zip(("include", "exclude"), self._chosen, strict=True)
+        )
+        for name, parameter in named_parameters(self.model):
+            if parameter.requires_grad and id(parameter) not in known and chosen(name, wanted, unwanted):
                 raise checks.InputError(
                     f"model: {name} was added, or set to require grad, after this phase was made; make a new phase, or "
                     "leave it out with exclude="

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Unpack
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from .. import checks
 from ..operator import KoopmanOperator
 from ..options import Options
-from ..partition import Group, Parameter, groups
+from ..partition import Group
 from . import pruning
 from . import state as states
 from .attachment import Attachment
@@ -21,18 +21,17 @@ from .fits import Fits
 from .forecast import Forecasts, forecasts
 from .jump import Jump
 from .jump_options import JumpOptions
+from .layout import groups_of, home_of, local_groups, refuse_frozen, setup_of
 from .limits import Limits
 from .optimizer_state import Rates, Velocities
 from .parameters import Parameters
 from .parts import Parts
 from .presets import OptionValues, preset_candidates, preset_options
-from .ranks import Spread, exchange, localized, ranks_of, shard_of
+from .ranks import exchange, ranks_of
 from .recorder import Recorder
 from .recording_plan import RecordingPlan
 from .report import JumpReport
-from .selection import unit_axis
 from .walker import Walker
-from .wrappers import without_prefixes
 
 
 class KoopmanPhase:
@@ -105,19 +104,19 @@ class KoopmanPhase:
             )
         settled = Options(**{**preset_options(preset), **options})
         self._candidates = preset_candidates(preset)
-        _refuse_if_all_are_frozen(model)
+        refuse_frozen(model)
         chosen = Parameters(model, include, exclude)
         self._attachment: Attachment | None = None
         velocities = Velocities() if settled.observables.momentum else None
-        home = _home(storage_device, chosen.device)
+        home = home_of(storage_device, chosen.device)
         recordings, spreads = [], []
-        whole = _groups(model, chosen, partition, q)
-        for group, spread in _local(whole, chosen):
+        whole = groups_of(model, chosen, partition, q)
+        for group, spread in local_groups(whole, chosen):
             recordings.append(GroupBuffer(group, chosen.by_name, storage_dtype, home, velocities, spread))
             spreads.append(spread)
         recorder = Recorder(recordings, settled.every, settled.window, capacity)
         self.every, self.window, self.capacity = recorder.every, recorder.window, recorder.capacity
-        ranks, setup = ranks_of(model, chosen.all, process_group), _setup(whole, chosen, storage_dtype)
+        ranks, setup = ranks_of(model, chosen.all, process_group), setup_of(whole, chosen, storage_dtype)
         self.parts = Parts(chosen, recorder, spreads, ranks, setup, velocities)
         self.fits = Fits(self.parts, settled)
         self._walker = Walker(self.parts, self.fits)
@@ -454,51 +453,3 @@ class KoopmanPhase:
             ValueError: it is damaged, or of a phase with another setting, which is named; nothing has changed then.
         """
         states.restore(state, self.parts, self.fits, self._walker)
-
-
-def _refuse_if_all_are_frozen(model: nn.Module) -> None:
-    names = [name for name, _ in model.named_parameters()]
-    if names and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise checks.InputError(
-            f"model: all {len(names)} parameters are frozen ({names[0]}, ...), so the model has no parameters to "
-            "record; call requires_grad_(True) on those that are trained"
-        )
-
-
-def _groups(model: nn.Module, chosen: Parameters, partition, q: int | None) -> list[Group]:
-    """The groups of the whole model."""
-    described = [Parameter(name, tuple(p.shape), unit_axis(model, name)) for name, p in chosen.by_name.items()]
-    if isinstance(partition, Mapping):
-        partition = {without_prefixes(pattern): granularity for pattern, granularity in partition.items()}
-    return groups(described, partition, q)
-
-
-def _setup(whole: list[Group], chosen: Parameters, storage_dtype: torch.dtype | None) -> dict[str, str]:
-    """What has to be alike on all ranks, in words."""
-    setup = {f"parameter {name}": f"{tuple(p.shape)} in {p.dtype}" for name, p in chosen.by_name.items()}
-    setup |= {f"partition of {group.name}": f"{group.granularity} q={group.q}" for group in whole}
-    return setup | {"storage_dtype": str(storage_dtype)}
-
-
-def _local(whole: list[Group], chosen: Parameters) -> Iterator[tuple[Group, Spread | None]]:
-    """The groups of which this rank has a part, and how their blocks are spread over ranks."""
-    shards = {name: shard_of(name, p) for name, p in chosen.by_name.items()}
-    for group in whole:
-        local, spread = localized(group, shards)
-        if local.rows:
-            yield local, spread
-
-
-def _home(storage_device, own: torch.device) -> torch.device | None:
-    """Where snapshots are kept; None is where the parameters are."""
-    if storage_device is None:
-        return None
-    try:
-        home = torch.device(storage_device)
-    except (RuntimeError, TypeError):
-        home = None
-    if home is None or home.type not in ("cpu", own.type):
-        raise checks.InputError(
-            f'storage_device: expected None, the parameters\' own device {own}, or "cpu", got {storage_device!r}'
-        )
-    return own if home.type == own.type else home

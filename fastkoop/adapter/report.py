@@ -54,7 +54,7 @@ class LayerReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and words, ready for JSON; None for what is not finite."""
-        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "operators"}
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "operators"}
         return _plain({**values, "rank": list(self.rank), "spectral_radius": self.spectral_radius})
 
 
@@ -106,7 +106,7 @@ class JumpReport:
         >>> JumpReport(3, 0.5, [], before=1.0, after=float("nan")).as_dict()["after"] is None
         True
         """
-        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "layers"}
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "layers"}
         limit = math.isinf(self.steps)
         return _plain({**values, "limit": limit, "held": self.held, "layers": [x.as_dict() for x in self.layers]})
 

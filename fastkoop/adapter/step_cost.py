@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +10,12 @@ from dataclasses import dataclass
 from numbers import Number
 from statistics import median
 
-import numpy as np
 import torch
 from torch import nn
 
 from ..checks import InputError, integer
 from .phase import KoopmanPhase
+from .randomness import generators_put_back
 from .wrappers import raw_optimizer
 
 WARM_UP = 3  # optimizer steps before the clock runs
@@ -158,8 +157,8 @@ def _measure(phase, model: nn.Module, optimizer, closure, *, partition, rounds: 
             optimizer.step(closure)
             phase.record()
         _round(phase, optimizer, closure, ahead, jump_steps)  # compiles what is not compiled yet
-        found = [_round(phase, optimizer, closure, ahead, jump_steps) for _ in range(rounds)]
-        medians = {name: median(each[name] for each in found) for name in COSTS}
+        seconds = [_round(phase, optimizer, closure, ahead, jump_steps) for _ in range(rounds)]
+        medians = {name: median(costs[name] for costs in seconds) for name in COSTS}
     parameters = sum(group.rows * group.n for group in phase.groups)
     return StepCost(
         **medians, partition=partition if isinstance(partition, str) else "by pattern", parameters=parameters,
@@ -199,16 +198,16 @@ def _round(phase, optimizer, closure, ahead: int, jump_steps: int) -> dict[str, 
     for _ in range(OPTIMIZER_STEPS):
         trained.append(_seconds(lambda: optimizer.step(closure)))
         recorded.append(sum(_seconds(phase.record) for _ in range(phase.every)) / phase.every)
-    found = {"optimizer_step": median(trained), "record": median(recorded)}
-    found["fit"] = _seconds(phase.fit)
-    found["first_step"] = _seconds(phase.step)
-    found["step"] = median(_seconds(phase.step) for _ in range(KOOPMAN_STEPS))
+    costs = {"optimizer_step": median(trained), "record": median(recorded)}
+    costs["fit"] = _seconds(phase.fit)
+    costs["first_step"] = _seconds(phase.step)
+    costs["step"] = median(_seconds(phase.step) for _ in range(KOOPMAN_STEPS))
     phase.rollback()
-    found["ahead_step"] = _seconds(lambda: [phase.step(ahead=ahead) for _ in range(ahead)]) / ahead
+    costs["ahead_step"] = _seconds(lambda: [phase.step(ahead=ahead) for _ in range(ahead)]) / ahead
     phase.rollback()
-    found["jump"] = phase.jump(jump_steps).seconds
+    costs["jump"] = phase.jump(jump_steps).seconds
     phase.rollback()
-    return found
+    return costs
 
 
 def _seconds(work: Callable) -> float:
@@ -224,26 +223,23 @@ def _put_back(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[No
     values = [tensor.detach().clone() for tensor in tensors]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     gradients = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
-    state = {parameter: copy.deepcopy(own) for parameter, own in optimizer.state.items()}
+    state = {parameter: copy.deepcopy(entries) for parameter, entries in optimizer.state.items()}
     groups = [{k: copy.deepcopy(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    generators = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
-        yield
+        with generators_put_back():
+            yield
     finally:
-        torch.set_rng_state(generators[0])
-        np.random.set_state(generators[1])  # noqa: NPY002
-        random.setstate(generators[2])
         with torch.no_grad():
-            for module, own in buffers:
+            for module, entries in buffers:
                 module._buffers.clear()
-                module._buffers.update(own)
+                module._buffers.update(entries)
             for tensor, value in zip(tensors, values, strict=True):
                 tensor.copy_(value)
             for parameter, gradient, value in gradients:
                 parameter.grad = gradient if value is None else gradient.copy_(value)
         optimizer.state.clear()
         optimizer.state.update(state)
-        for group, own in zip(optimizer.param_groups, groups, strict=True):
+        for group, entries in zip(optimizer.param_groups, groups, strict=True):
             members = group["params"]
             group.clear()
-            group.update({"params": members, **own})
+            group.update({"params": members, **entries})

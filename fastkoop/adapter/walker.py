@@ -98,7 +98,7 @@ class Walker:
         if self.departure is None:
             self.depart(self._parts.parameters.save(buffers=False))
         if self._mover is None:
-            self._mover = self._made(operators)
+            self._mover = self._walk_along(operators)
             if self._coordinates is None:
                 self._walked = 0
             else:  # as a state that was loaded had it
@@ -110,7 +110,7 @@ class Walker:
         self.position += every
         self._walked = self.position
 
-    def _made(self, operators: list[list]) -> Mover | Walks:
+    def _walk_along(self, operators: list[list]) -> Mover | Walks:
         parts = self._parts
         bound = [fitted for _, fitted in parts.with_operators(operators)]
         stays = [
@@ -118,8 +118,8 @@ class Walker:
             for fitted, offset in zip(bound, self.offsets, strict=True)
         ]  # fmt: skip
         plain = all(recording.direct and recording.device.type == "cpu" for recording in parts.recordings)
-        made = Mover if plain and not any(parts.spreads) else Walks
-        return made(parts.recordings, bound, stays)
+        kind = Mover if plain and not any(parts.spreads) else Walks
+        return kind(parts.recordings, bound, stays)
 
     def back(self) -> None:
         """Put the parameters back as they were before the first move; see `KoopmanPhase.rollback`."""

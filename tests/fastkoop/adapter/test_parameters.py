@@ -277,6 +277,15 @@ def test_what_is_frozen_by_the_time_of_a_move_stays(partition, q, include):
     assert not torch.equal(model[2].weight, before["2.weight"]) and not same_bits(bits(model), jumped)
 
 
+def test_all_that_is_included_may_be_frozen():
+    model, phase, _ = recorded(8, include="2.*")
+    model[2].requires_grad_(False)
+    before = bits(model)
+    assert phase.jump(3).frozen == ["2.weight", "2.bias"]
+    phase.step()
+    assert same_bits(bits(model), before)
+
+
 def test_frozen_model():
     for options in ({}, {"include": "0.*"}):
         with pytest.raises(ValueError, match=r"all 6 parameters are frozen \(0.weight, .*has no parameters to record"):
