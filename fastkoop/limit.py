@@ -93,11 +93,20 @@ def _split(T: np.ndarray, Q: np.ndarray, k: int, drift: np.ndarray, y: np.ndarra
 def limits_of(operator: np.ndarray, drift: np.ndarray, start: np.ndarray, rank: np.ndarray):
     """`limit_of` of every block: limits (B, r), zero past a block's rank, and reasons (B,) int8.
 
-    A block that is not finite has reason 0; its limit is not looked at.
+    Blocks of one rank are looked at together; one that is not finite has reason 0, and its limit is not looked at.
     """
     limits, reasons = np.zeros(start.shape), np.zeros(len(start), np.int8)
-    for b, r in enumerate(rank):
-        A = operator[b, :r, :r]
-        if r and np.isfinite(A).all():
-            limits[b, :r], reasons[b] = limit_of(A, drift[b, :r], start[b, :r])
+    for r in np.unique(rank[rank > 0]):
+        at = np.flatnonzero((rank == r) & np.isfinite(operator).all(axis=(1, 2)))
+        values = np.linalg.eigvals(operator[at, :r, :r])
+        near = (np.abs(values - 1.0) <= APART).any(axis=1)
+        outside = (np.abs(values) > 1.0 + AT_ONE).any(axis=1) & ~near
+        limits[at[outside], :r], reasons[at[outside]] = np.inf, DIVERGES
+        inside = at[~near & ~outside]
+        if drift[inside].any():
+            M = np.eye(r) - operator[inside, :r, :r]
+            y = np.linalg.solve(M, drift[inside, :r, None])
+            limits[inside, :r] = (y + np.linalg.solve(M, drift[inside, :r, None] - M @ y))[:, :, 0]
+        for b in at[near]:
+            limits[b, :r], reasons[b] = limit_of(operator[b, :r, :r], drift[b, :r], start[b, :r])
     return limits, reasons

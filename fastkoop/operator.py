@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,16 @@ import numpy as np
 from . import backends, checks
 from .backends import COORDINATES, NON_FINITE, backend_for
 from .cutoff import Cutoff
+from .fitting import gram_of, operators, refuse_what_does_not_fit, stabilized
+from .forecast import Forecasting
 from .interop import arrays, traced
 from .interop.traced import in_scope
 from .limit import REASONS, limits_of
-from .linalg import fits, refuse_non_finite, time_major, warn_of_overflow
+from .linalg import refuse_non_finite, time_major, warn_of_overflow
 from .machine import free_memory
+from .modes import Modes
 from .observables import ObservablesLike
 from .options import Options, Stabilize
-from .reports import Reports
 from .walk import Readout, States, Walk
 
 
@@ -89,43 +90,14 @@ def fit(
     options.observables.weights(snapshots.shape[-1])
     with source.scope():
         backend = backend_for(source.place)
-        _fits(backend, snapshots, options, source)
+        refuse_what_does_not_fit(backend, snapshots, options, source)
         op = KoopmanOperator(snapshots, options, backend, source, **flags)
         if check_finite and source.place.on_host:
             refuse_non_finite(op._published.route, snapshots.shape[1:-1])
         return op
 
 
-def _fits(backend, X, options: Options, source: arrays.Array) -> None:
-    """Raise before anything is computed if the factors of all blocks take more memory than is free."""
-    rows, pairs = options.observables.observed.shape(X.shape[-1], len(X))
-    plan = backend.plan(B := math.prod(X.shape[1:-1]), rows, max(pairs, 1), X.dtype)
-    factors = 16 * B * plan.order**2 if plan.engine == "kernel" else 0  # of large blocks their rank decides
-    fits("fit", plan, factors // X.itemsize, X, source)
-
-
 NOT_PICKLED = ("backend", "_xp", "_source", "_X", "_readout")
-
-
-def operators(backend, X, options: Options, *, refine: bool = False) -> backends.observed.Lifted:
-    """Operators of the snapshots X (m+1, ..., n), as published."""
-    observed = options.observables.observed
-    rule = options.rule(X.shape[-1], len(X), X.dtype)
-    if not options.plain:
-        return backends.observed.fit(backend, X, rule, observed, refine=refine, gains=options.project)
-    factors = backend.fit(X, rule, refine=refine)
-    return backends.observed.Lifted(factors, backend.xp.zeros(factors.start.shape), None, None, None)
-
-
-def stabilized(backend, found: backends.observed.Lifted, options: Options) -> tuple[backends.observed.Lifted, Any]:
-    """The operators that `stabilize` makes of them, and the condition number of the eigenvectors it used."""
-    condition = backend.xp.ones(len(found.factors.rank))
-    if options.project:
-        found = backends.observed.non_expansive(backend, found)
-    elif options.stabilize is not None:
-        factors, condition = backend.clip(found.factors, options.stabilize)
-        found = found._replace(factors=factors)
-    return found, condition
 
 
 def _is_dense(X) -> bool:
@@ -139,7 +111,7 @@ def _memory_order(X) -> tuple[int, ...]:
     return tuple(sorted(range(X.ndim), key=lambda axis: (dense and axis == X.ndim - 1, -abs(X.strides[axis]))))
 
 
-class KoopmanOperator(Reports):
+class KoopmanOperator(Modes, Forecasting):
     """Koopman operators of a batch of blocks, from `fastkoop.fit`.
 
     Reports are those of `Reports`. It can be copied and pickled, snapshots and all, and predicts the same bits then.
@@ -154,10 +126,10 @@ class KoopmanOperator(Reports):
 
     def __init__(
         self, snapshots, options: Options, backend, source: arrays.Array, spread=None, *, refine=False,
-        check_finite=True,
+        check_finite=True, gram=None,
     ):  # fmt: skip
         self._X, self.options, self.backend, self._xp, self._source = snapshots, options, backend, backend.xp, source
-        self._spread, self._check_finite = spread, check_finite
+        self._spread, self._check_finite, self._refine, self._gram = spread, check_finite, refine, gram
         observed, columns = options.observables.observed, len(snapshots)
         self._batch, self._n = snapshots.shape[1:-1], options.observables.weights(snapshots.shape[-1])
         self._columns = slice(self._n)  # of the observables' rows that are read out
@@ -165,7 +137,9 @@ class KoopmanOperator(Reports):
         self._tall = spread is not None or observed.tall(snapshots.shape[-1], columns)
         self._large = backend.plan(1, rows, self._pairs, snapshots.dtype).engine == "library"
         if spread is None:
-            found = operators(backend, snapshots, options, refine=refine)
+            if gram is None and source.place.on_host and not refine:
+                self._gram = gram_of(backend, snapshots, options)
+            found = operators(backend, snapshots, options, refine=refine, gram=self._gram)
         else:
             found = backends.observed.moved(backend.xp, spread.fitted(backend.host(snapshots)))
         self._published = found.factors
@@ -237,18 +211,6 @@ class KoopmanOperator(Reports):
             spaced[...] = self._X
             self._X = spaced
         self._readout = self._reading(self._X)
-
-    def _augmented(self, carry: bool):
-        """The factors with the constant, and, if it is to be carried, what they do not represent of the last state."""
-        return backends.observed.augmented(
-            self.backend, self._lifted, self._pairs, self.options.observables.observed, carry
-        )
-
-    @functools.cached_property
-    def _linear(self):
-        """Factors of the operator itself, a constant that it observes included."""
-        affine = self.options.observables.observed.affine
-        return self._augmented(False) if affine else self._lifted.factors
 
     def _watchful(self, check_finite: bool | None) -> bool:
         """Whether states are looked at, as the caller says, or else as `fit` was told."""
@@ -414,89 +376,14 @@ class KoopmanOperator(Reports):
         """What `States` is made of: how weights are read out, and the factors of the operators."""
         return self._readout, self._factors
 
-    @functools.cached_property
-    def _spectrum(self) -> tuple:
-        return self.backend.modes(self._linear)
-
-    @property
-    @in_scope
-    def eigenvalues(self) -> Any:
-        """Eigenvalues of K (after clipping, if any): (..., r) complex128, largest modulus first.
-
-        r is the largest rank in the batch, one more if a constant is observed, whose eigenvalue is 1 exactly; a
-        block's values past its own are zero, as are all further eigenvalues of its K.
-        """
-        values = self._known(self._spectrum[0].copy())
-        return self._source.wrap(values.reshape(*self._batch, values.shape[1]))
-
-    @property
-    @in_scope
-    def modes(self) -> Any:
-        """Exact modes Phi, eigenvectors of K in the order of `eigenvalues`: (..., rows, r) complex128.
-
-        Rows are what `matrix` acts on. Scaled as Phi = Fp V S^-1 p / lambda with unit p (Tu et al. 2014, definition 1).
-        """
-        vectors = self._spectrum[1].swapaxes(1, 2)
-        real, imaginary = (self._states_of(part) for part in (vectors.real, vectors.imag))
-        return self._source.wrap((real + 1j * imaginary).reshape(*self._batch, *real.shape[1:]))
-
-    def _states_of(self, y):
-        """Observables (B, rows, k) float64 a step after those with coordinates y (B, k, r)."""
-        y = self._xp.ascontiguousarray(y)
-        rows = self._observables_of(self._linear.readout, y, after=True)
-        if self.options.observables.observed.affine:
-            rows = self._xp.concatenate([rows, y[:, :, :1].swapaxes(1, 2)], axis=1)
-        return rows
-
-    def _observables_of(self, readout, y, after: bool):
-        """(B, delay n, k) float64 from coordinates y: Fp (if `after`, else F) readout y, or of wide ones readout y."""
-        rows = self._combine(readout.transpose(2, 0, 1), y)
-        if not self._tall:
-            return rows
-        coefficients = self._xp.ascontiguousarray(rows.swapaxes(1, 2))
-        delay = self.options.observables.observed.delay
-        first = [delay - 1 - k + after for k in range(delay)]
-        return self._xp.concatenate(
-            [self._combine(self._X[at : at + self._pairs], coefficients) for at in first], axis=1
-        )
-
-    def _combine(self, snapshots, coefficients):
-        """(B, n, k) float64 sums over snapshots, with bits that do not depend on a small block's neighbours."""
-        rows = self.backend.combine(snapshots.astype(np.float64, order="C"), coefficients, products=self._large)
-        return rows.transpose(1, 2, 0)
-
-    def _mean(self, after: bool):
-        """Means over the columns of Fp (if `after`) or of F: (B, delay n) float64."""
-        delay, shape = self.options.observables.observed.delay, (math.prod(self._batch), self._X.shape[-1])
-        first = (delay - 1 - k + after for k in range(delay))
-        shares = self._xp.full((shape[0], 1, self._pairs), 1.0 / self._pairs)
-        parts = (self._combine(self._X[at : at + self._pairs], shares) for at in first)
-        return self._xp.concatenate([part.reshape(shape) for part in parts], axis=1)
+    def _earlier(self, columns: int) -> KoopmanOperator:
+        """The operator of the first snapshots alone, by a corner of the Gram matrix where it has been kept."""
+        first, observed = self._X[:columns], self.options.observables.observed
+        tall = self._gram is not None and observed.tall(first.shape[-1], columns)
+        gram = self._gram[:, :columns, :columns] if tall else None
+        options = {"refine": self._refine, "check_finite": False, "gram": gram}
+        return KoopmanOperator(first, self.options, self.backend, self._source, self._spread, **options)
 
     def _without_last(self):
         earlier = KoopmanOperator(self._X[:-1], self.options, self.backend, self._source, self._spread)
         return earlier._states(np.array([1]))[0]
-
-    @in_scope
-    def matrix(self) -> Any:
-        """K itself, (..., rows, rows) in X's dtype, formed only on request; a RuntimeWarning if it does not fit that.
-
-        Its rows are the weights, n of them; with `Momentum` weights, then velocities; with `Delay` those of all d
-        iterates, the newest first; with `Affine` a 1 comes last, K = [[A, b], [0, 1]].
-        """
-        xp, own = self._xp, self._lifted.factors
-        identity = xp.broadcast_to(xp.eye(own.operator.shape[1]), own.operator.shape)
-        left = self._observables_of(own.readout, identity, after=True)
-        right = self._observables_of(own.basis, identity, after=False)
-        K = left @ right.swapaxes(1, 2)
-        if self.options.observables.observed.affine:
-            A, rows = K, K.shape[1]
-            K = xp.zeros((len(A), rows + 1, rows + 1))
-            K[:, :rows, :rows], K[:, rows, rows] = A, 1.0
-            K[:, :rows, rows] = self._mean(after=True) - xp.einsum("bij,bj->bi", A, self._mean(after=False))
-        with np.errstate(over="ignore"):
-            K = self._known(K.astype(self._X.dtype))
-        if self._check_finite and self._source.place.on_host:
-            numbers = K.reshape(len(K), K.shape[1] ** 2)
-            warn_of_overflow(numbers, self._published.route, self._batch, self._source, checks.matrix_overflow)
-        return self._source.wrap(K.reshape(*self._batch, *K.shape[1:]))

@@ -27,8 +27,10 @@ class Reports:
     backend: Any
     _xp: Any  # the backend's array module
     _source: Array  # X's kind and place
+    _gram: Any  # Gram matrices of tall blocks, where they have been kept
     _spread: Any  # what has the other parts of the blocks; None of whole ones
     _batch: tuple[int, ...]
+    _check_finite: bool
     _n: int  # weights of a block
     _columns: slice  # where weights are among a block's rows
     _pairs: int
@@ -178,6 +180,10 @@ class Reports:
         with np.errstate(over="ignore", invalid="ignore"):
             miss = state.astype(np.float64) - last
         return relative(self._xp, miss, before, last, self._spread)
+
+    def _earlier(self, columns: int) -> Reports:
+        """The operator of the first snapshots alone."""
+        raise NotImplementedError
 
     def _without_last(self):
         """What an operator fitted without the last pair predicts for the last snapshot, (B, n)."""

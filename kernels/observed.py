@@ -65,7 +65,9 @@ class Lifted(NamedTuple):
 
 
 @quiet
-def fit(contract, X, cutoff, observed: Observed, *, refine: bool = False, gains: bool = False, dtype=None) -> Lifted:
+def fit(
+    contract, X, cutoff, observed: Observed, *, refine: bool = False, gains: bool = False, dtype=None, known=None
+) -> Lifted:
     """Operators of what is observed of the snapshots X (m+1, ..., n), each on the route that resolves the cutoff.
 
     Args:
@@ -75,8 +77,14 @@ def fit(contract, X, cutoff, observed: Observed, *, refine: bool = False, gains:
         refine: the SVD of the pairs themselves for every block, in host memory.
         gains: make what `non_expansive` needs.
         dtype: of the data that X stands in for, if it is not X's own.
+        known: Gram matrices of tall blocks as `gram` makes them, where they have been made.
     """
-    parts = [_fit(contract, part, cutoff, observed, refine, gains, dtype or X.dtype) for part in _slices(X, observed)]
+    dtype, first, parts = dtype or X.dtype, 0, []
+    for part in _slices(X, observed):
+        count = math.prod(part.shape[1:-1])
+        made = None if known is None else known[first : first + count]
+        parts.append(_fit(contract, part, cutoff, observed, refine, gains, dtype, made))
+        first += count
     return _stack(contract.xp, parts)
 
 
@@ -96,10 +104,11 @@ def _slices(X, observed: Observed):
     return [X[:, at : at + some] for at in range(0, max(X.shape[1], 1), some)]
 
 
-def _fit(contract, X, cutoff, observed: Observed, refine: bool, gains: bool, dtype) -> Lifted:
+def _fit(contract, X, cutoff, observed: Observed, refine: bool, gains: bool, dtype, known) -> Lifted:
     """`fit` of blocks that fit the workspace."""
     if observed.tall(X.shape[-1], len(X)):
-        lifted = from_gram(contract, gram(contract, X, observed), X.shape[-1], observed, cutoff, dtype, gains=gains)
+        S = gram(contract, X, observed) if known is None else known
+        lifted = from_gram(contract, S, X.shape[-1], observed, cutoff, dtype, gains=gains)
     else:
         lifted = _from_pairs(contract, X, cutoff, observed, gains, dtype)
     suspects = np.arange(len(lifted.factors.rank)) if refine else unsettled(contract, lifted, dtype)

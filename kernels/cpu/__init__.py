@@ -142,11 +142,12 @@ def _exactly(source: Blocks, cutoff: tuple[str, float]) -> Factors:
 
 
 @quiet
-def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False) -> Factors:
+def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False, known: np.ndarray | None = None) -> Factors:
     """Reduced operators of the snapshots X (m+1, ..., n), each on the route that resolves the cutoff.
 
     The Gram route where float64 products suffice, the SVD of the block itself where they do not;
-    refine=True takes the SVD everywhere. route "non-finite" marks blocks with NaN or infinity.
+    refine=True takes the SVD everywhere. route "non-finite" marks blocks with NaN or infinity. known: the Gram
+    matrices of X, where they have been made.
     """
     source, n, m, how = _shape(X)
     digits, bounds, wide = DIGITS[source.dtype], resolution(n, m, source.dtype), n <= m
@@ -154,7 +155,10 @@ def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False) -> Fa
     if refine:
         return _exactly(source, cutoff)
     if how.engine == "kernel":
-        factors = _solve(gram(X), n, m, cutoff, source.dtype)
+        factors = _solve(gram(X) if known is None else known, n, m, cutoff, source.dtype)
+    elif known is not None:
+        parts = over_large(lambda b: library.reduce_gram(known[b], wide, cutoff, digits, bounds), B, how.order)
+        factors = assemble(parts, how.order)
     else:
         parts = over_large(lambda b: library.reduce_block(source.block(b), wide, cutoff, digits, bounds), B, how.order)
         factors = assemble(parts, how.order)

@@ -1,0 +1,54 @@
+"""Factors of a batch of blocks: by its Gram matrices where these are kept, stabilized as it was asked for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from . import backends
+from .interop.arrays import Array
+from .linalg import fits
+from .options import Options
+
+KEPT = 4  # a block's Gram matrix is kept if it takes no more than one part in so many of its snapshots' memory
+
+
+def gram_of(backend, X, options: Options) -> Any | None:
+    """The Gram matrices (B, m+1, m+1) of tall blocks X (m+1, ..., n), if they are worth keeping beside X.
+
+    Corners of them are those of X's first snapshots.
+    """
+    observed, columns, n = options.observables.observed, len(X), X.shape[-1]
+    if not observed.tall(n, columns) or 8 * columns * KEPT > n * X.itemsize or not math.prod(X.shape[1:-1]):
+        return None
+    return backend.gram(X, "snapshots") if options.plain else backends.observed.gram(backend, X, observed)
+
+
+def operators(backend, X, options: Options, *, refine: bool = False, gram=None) -> backends.observed.Lifted:
+    """Operators of the snapshots X (m+1, ..., n), as published; gram: `gram_of` X, or of more whose corner this is."""
+    observed = options.observables.observed
+    rule = options.rule(X.shape[-1], len(X), X.dtype)
+    if not options.plain:
+        return backends.observed.fit(backend, X, rule, observed, refine=refine, gains=options.project, known=gram)
+    known = {} if gram is None else {"known": gram}
+    factors = backend.fit(X, rule, refine=refine, **known)
+    return backends.observed.Lifted(factors, backend.xp.zeros(factors.start.shape), None, None, None)
+
+
+def stabilized(backend, found: backends.observed.Lifted, options: Options) -> tuple[backends.observed.Lifted, Any]:
+    """The operators that `stabilize` makes of them, and the condition number of the eigenvectors it used."""
+    condition = backend.xp.ones(len(found.factors.rank))
+    if options.project:
+        found = backends.observed.non_expansive(backend, found)
+    elif options.stabilize is not None:
+        factors, condition = backend.clip(found.factors, options.stabilize)
+        found = found._replace(factors=factors)
+    return found, condition
+
+
+def refuse_what_does_not_fit(backend, X, options: Options, source: Array) -> None:
+    """Raise before anything is computed if the factors of all blocks take more memory than is free."""
+    rows, pairs = options.observables.observed.shape(X.shape[-1], len(X))
+    plan = backend.plan(B := math.prod(X.shape[1:-1]), rows, max(pairs, 1), X.dtype)
+    factors = 16 * B * plan.order**2 if plan.engine == "kernel" else 0  # of large blocks their rank decides
+    fits("fit", plan, factors // X.itemsize, X, source)
