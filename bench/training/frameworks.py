@@ -27,7 +27,7 @@ from fastkoop.files import write_json
 from fastkoop.profile.devices import Host
 from fastkoop.torch_adapter import Koopman
 
-FILE = RESULTS / "training" / "frameworks.json"
+FILE = RESULTS / "frameworks" / "frameworks.json"
 STEPS, LANGUAGE_STEPS, BATCH, SEEDS = 600, 100, 64, 3
 ADDED = {"plain loop": 3, "nanoGPT-like": 3, "accelerate": 4, "Lightning": 1, "Trainer": 1}  # lines of user code
 
