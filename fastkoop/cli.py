@@ -350,8 +350,8 @@ def profile(
 
 
 def _profile(options: dict) -> None:
-    from .profile.profiling import Request, parse_sizes
     from .profile.profiling import profile as run
+    from .profile.request import Request, parse_sizes
     from .profile.table import show
 
     sizes = options.pop("sizes")

@@ -147,8 +147,8 @@ def profile(options: argparse.Namespace) -> None:
     """`fastkoop profile` of tiny blocks on the emulated device."""
     from rich.console import Console
 
-    from fastkoop.profile.profiling import Request
     from fastkoop.profile.profiling import profile as measured
+    from fastkoop.profile.request import Request
     from fastkoop.profile.table import show
 
     config = Request(sizes=SIZES, blocks=4, rounds=1, seconds=1.0, device="cuda", out=str(options.out))

@@ -6,14 +6,20 @@ optimizer in the phase, and asked for its outcome at the end.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import nn
 
 from ..cutoff import Rank
 from ..observables import Momentum
-from .averages import Line, Mean, Moving, Weights, weights_of
+from .averages import Line, Mean, Moving, Weights, assign, weights_of
+
+KEPT = 10  # differences of iterates that extrapolations take
+SMALLEST = 1e-10  # singular value that Anderson mixing inverts, in units of the largest
+RIDGE = 1e-8  # of regularised nonlinear acceleration, in units of the Gram matrix's norm
 
 
 class Outcome(NamedTuple):
@@ -117,6 +123,157 @@ class RecordedLine(Baseline):
 
     def outcome(self) -> Outcome:
         return Outcome(self._line.ahead(), self.run.at_t2, self._line.seconds)
+
+
+class _OverTheRecording(Baseline):
+    """An extrapolation of a few iterates of the recording, evenly apart, the newest among them."""
+
+    def __init__(self, run):
+        super().__init__(run)
+        self._stride = max(1, (run.iterations - 1) // KEPT)
+        self._iterates: list[Weights] = []
+        self._done, self._seconds = 0, 0.0
+
+    def recorded(self, model: nn.Module) -> None:
+        self._done += 1
+        if (self.run.iterations - self._done) % self._stride == 0:
+            began = time.perf_counter()
+            self._iterates = [*self._iterates[-KEPT:], weights_of(model)]
+            self._seconds += time.perf_counter() - began
+
+    def outcome(self) -> Outcome | None:
+        if len(self._iterates) < 2:
+            return None
+        began = time.perf_counter()
+        weights = self.extrapolated(self._iterates)
+        return Outcome(weights, self.run.at_t2, self._seconds + time.perf_counter() - began)
+
+
+@register
+class Secant(_OverTheRecording):
+    """On from the last iterate as the recording went from its first."""
+
+    key, label = "secant", "the secant through the recording, to the end of the phase"
+
+    def extrapolated(self, iterates: list[Weights]) -> Weights:
+        first, last = iterates[0], iterates[-1]
+        far = self.run.final / (self._stride * (len(iterates) - 1))
+        return {name: value + far * (value - first[name]) for name, value in last.items()}
+
+
+@register
+class Rna(_OverTheRecording):
+    """Regularised nonlinear acceleration (Scieur, d'Aspremont & Bach 2016, algorithm 2)."""
+
+    key, label = "rna", "regularised nonlinear acceleration of the recorded iterates"
+
+    def extrapolated(self, iterates: list[Weights]) -> Weights:
+        return combined(iterates[:-1], shares(iterates, RIDGE))
+
+
+@register
+class Anderson(_OverTheRecording):
+    """Anderson mixing (1965) of type II, undamped, over the whole memory."""
+
+    key, label = "anderson", "Anderson mixing of the recorded iterates"
+
+    def extrapolated(self, iterates: list[Weights]) -> Weights:
+        return combined(iterates[1:], shares(iterates, 0.0))
+
+
+def shares(iterates: list[Weights], ridge: float) -> torch.Tensor:
+    """Numbers of sum 1 whose combination of the iterates' differences is smallest, (len(iterates) - 1,) float64.
+
+    ridge: added to the differences' Gram matrix, in units of its norm; 0 solves by least squares of minimum norm.
+    """
+    flat = torch.stack([torch.cat([value.double().flatten() for value in weights.values()]) for weights in iterates])
+    differences = flat[1:] - flat[:-1]
+    by = torch.zeros(len(differences), dtype=torch.float64, device=flat.device)
+    if not ridge:
+        by[-1] = 1.0
+        steps = torch.linalg.pinv((differences[1:] - differences[:-1]).T, rtol=SMALLEST) @ differences[-1]
+        by[1:] -= steps
+        by[:-1] += steps
+        return by
+    gram = differences @ differences.T
+    gram = gram / gram.norm().clamp_min(torch.finfo(torch.float64).tiny)
+    solved = torch.linalg.solve(gram + ridge * torch.diag(by + 1.0), by + 1.0)
+    return solved / solved.sum()
+
+
+def combined(iterates: list[Weights], by: torch.Tensor) -> Weights:
+    """The iterates' combination, in their dtypes."""
+    totals = {}
+    for name, value in iterates[-1].items():
+        stacked = torch.stack([weights[name].double() for weights in iterates])
+        totals[name] = torch.einsum("k,k...->...", by, stacked).to(value.dtype)
+    return totals
+
+
+class _FullBatch(Baseline):
+    """Another optimizer from t2 on, through as many gradients as the phase, where a batch is the whole training set."""
+
+    def outcome(self) -> Outcome | None:
+        if self.run.lengths.per_epoch != 1 or not self.run.final or not self.run.problem.has_gradient:
+            return None
+        assign(self.run.model, self.run.start)
+        batch, began = next(self.run.training.stream), time.perf_counter()
+        gradients = self.minimise(self.run.model, batch, self.run.final)
+        if gradients is None:
+            return None
+        return Outcome(weights_of(self.run.model), self.run.at_t2 + gradients, time.perf_counter() - began)
+
+    def gradient(self, model: nn.Module, batch) -> torch.Tensor:
+        """The loss, its gradient in the parameters."""
+        model.zero_grad()
+        return self.run.problem.gradient(model, batch)
+
+
+@register
+class Nesterov(_FullBatch):
+    """Nesterov's method with restarts where the gradient points uphill (O'Donoghue & Candes 2015), of SGD's step."""
+
+    key, label = "nesterov", "Nesterov with restarts, as many gradients"
+
+    def minimise(self, model: nn.Module, batch, gradients: int) -> int | None:
+        if self.run.setup.optimizer != "sgd":
+            return None
+        parameters, rate = [p for p in model.parameters() if p.requires_grad], self.run.setup.lr
+        last, momentum = [p.detach().clone() for p in parameters], 1.0
+        for _ in range(gradients):
+            self.gradient(model, batch)
+            with torch.no_grad():
+                now = [p - rate * p.grad for p in parameters]
+                uphill = sum(
+                    float((p.grad * (new - old)).sum()) for p, new, old in zip(parameters, now, last, strict=True)
+                )
+                following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+                weight = 0.0 if uphill > 0 else (momentum - 1) / following
+                momentum = 1.0 if uphill > 0 else following
+                for p, new, old in zip(parameters, now, last, strict=True):
+                    p.copy_(new + weight * (new - old))
+                last = now
+        return gradients
+
+
+@register
+class Lbfgs(_FullBatch):
+    """L-BFGS with PyTorch's line search."""
+
+    key, label = "l-bfgs", "L-BFGS, as many gradients"
+
+    def minimise(self, model: nn.Module, batch, gradients: int) -> int | None:
+        made = 0
+
+        def closure() -> torch.Tensor:
+            nonlocal made
+            made += 1
+            return self.gradient(model, batch)
+
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        limits = {"max_iter": gradients, "max_eval": gradients, "tolerance_grad": 0.0, "tolerance_change": 0.0}
+        torch.optim.LBFGS(parameters, history_size=10, line_search_fn="strong_wolfe", **limits).step(closure)
+        return made
 
 
 @register

@@ -6,7 +6,7 @@ import numpy as np
 
 from . import figures
 
-WIDEST, NARROWEST = 1.6, 0.1  # half the axes; what lies farther out is drawn on their edge
+WIDEST, LEAST = 1.6, 1.1  # half the axes; what lies farther out is drawn on their edge
 
 
 def eigenvalue_figure(results: dict):
@@ -40,8 +40,6 @@ def eigenvalue_figure(results: dict):
 
 
 def _window(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Middle and half the width of square axes with all values and the point 1 in them, if they are not too far out."""
-    real = np.append(np.clip(values[:, 0], -WIDEST, WIDEST), 1.0)
-    middle = (real.min() + real.max()) / 2
-    reach = 1.1 * max(NARROWEST, real.max() - middle, float(np.abs(values[:, 1]).max(initial=0.0)))
-    return np.array([middle, 0.0]), min(reach, WIDEST)
+    """Middle and half the width of square axes: the whole circle, and what lies around it if it is not too far out."""
+    farthest = float(np.hypot(*values.T).max(initial=0.0))
+    return np.zeros(2), min(max(LEAST, 1.05 * farthest), WIDEST)

@@ -11,6 +11,7 @@ from statistics import median
 
 from ..files import write_result
 from . import figures
+from .chart import loss_chart
 from .costs import seconds
 from .eigenvalue_figure import eigenvalue_figure
 from .figures import loss_name
@@ -33,6 +34,9 @@ p.setting { color: var(--soft); margin: 0 0 1.2rem; overflow-wrap: anywhere; }
 ul.verdict { padding-left: 1.1rem; } ul.verdict li { margin: .25rem 0; }
 ul.verdict li:first-child { font-weight: 600; }
 figure { margin: 1rem 0; } img { width: 100%; height: auto; display: block; border: 1px solid var(--line); }
+svg { width: 100%; height: auto; display: block; font: 13px system-ui, sans-serif; fill: var(--ink); }
+svg .grid { stroke: var(--line); } svg .mark { fill-opacity: 0; } svg .mark:hover { fill-opacity: 1; }
+@media (max-width: 30rem) { body { font-size: 15px; padding: .8rem .7rem 2rem; } svg { font-size: 20px; } }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; min-width: 100%; }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -88,7 +92,8 @@ def page(results: dict, drawn: dict[str, bytes]) -> str:
     parts = [
         f"<h1>{_text(title)}</h1>", f'<p class="setting">{_text(_setting(results))}</p>',
         f'<ul class="verdict">{"".join(f"<li>{_text(line)}</li>" for line in verdict(results))}</ul>',
-        _panel(drawn.get("loss.png"), PANELS["loss.png"]),
+        f"<figure>{loss_chart(results)}<figcaption>Losses over the phase, medians over seeds; point at the curves for "
+        "numbers.</figcaption></figure>",
         _section("In more words", f'<ul>{"".join(f"<li>{_text(line)}</li>" for line in words(results))}</ul>'),
         _section("At the end of the phase", _table(("", "loss", "accuracy", "an iteration", "T phase"), rows(results))),
         _section(
@@ -97,7 +102,7 @@ def page(results: dict, drawn: dict[str, bytes]) -> str:
                    last_words=True),
             "Losses are means over seeds with their standard deviation; p is of a paired t-test over seeds.",
         ),
-        *(_panel(drawn.get(name), caption) for name, caption in PANELS.items() if name != "loss.png"),
+        *(_panel(drawn.get(name), caption) for name, caption in PANELS.items()),
         _section("What it cost", _table(("", "seconds", "optimizer steps"), _costs(results)),
                  "Medians over seeds; an optimizer step is forward, backward and update."),
         _section("The operators", _table(LAYER_HEADS, _layers(results)),

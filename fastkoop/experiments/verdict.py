@@ -52,7 +52,8 @@ def rows(results: dict) -> list[tuple[str, ...]]:
 
 
 BASELINES = {key: kind.label for key, kind in baselines.BASELINES.items()}
-FREE = ("start", "mean", "moving", "line")  # what costs no gradient beyond the recording
+FREE = ("start", "mean", "moving", "line", "secant")  # what costs no gradient beyond the recording
+RIVALS = ("rna", "anderson", "nesterov", "l-bfgs")  # what extrapolates or minimises better where it can be used
 
 
 def short_rows(results: dict) -> list[tuple[str, ...]]:
@@ -125,13 +126,24 @@ def verdict(results: dict) -> list[str]:
         f"{_answer(won)}: one jump over {steps} iterations ends at a {what} of {jump:.4g}; the best of what costs no "
         f"further gradient, {BASELINES[best]}, is at {free[best]:.4g}; {steps} iterations of {name} end at {end:.4g}."
     ]
-    lines += _forecast_words(runs, won)
+    lines += _forecast_words(runs, won) + _rival_words(results, jump)
     spent, phase = (
         _over_seeds(results, lambda run, side=side: seconds(run, side)["jump"]) for side in (KOOPMAN, OPTIMIZER)
     )
     if phase and spent:
         lines.append(f"Recording, fit and jump took {spent:.3g} s, {_faster(phase / spent)} than those iterations.")
     return lines + movement_words([run[OSCILLATOR] for run in runs if OSCILLATOR in run], name)
+
+
+def _rival_words(results: dict, jump: float) -> list[str]:
+    """What else there is that ends below the jump."""
+    ends = {
+        BASELINES[key]: _over_seeds(results, lambda run, key=key: _number(run["baselines"][key]["test_loss"]))
+        for key in RIVALS
+        if all(key in run["baselines"] for run in results["runs"])
+    }
+    ahead = [f"{label} {end:.3g}" for label, end in sorted(ends.items(), key=lambda item: item[1]) if end < jump]
+    return [f"Ahead of it: {'; '.join(ahead)}."] if ahead else []
 
 
 def _answer(won: list[bool]) -> str:

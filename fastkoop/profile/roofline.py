@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from .throughput import Ceilings
 
-_COLUMNS, _WIDTH, _HEIGHT, _DPI = 3, 3.6, 3.0, 120  # panels a row, inches of each, dots per inch
+_COLUMNS, _WIDTH, _HEIGHT, _DPI = 3, 4.4, 3.0, 120  # panels a row, inches of each, dots per inch
 _GREY, _LIGHT = "#4D4D4D", "#8C8C8C"
 # Okabe and Ito's palette, distinct under the common colour blindnesses; every point is named as well.
 _STYLES = {
@@ -26,7 +26,6 @@ _STYLES = {
     "product": ("#8C8C8C", "p"),
     "tridiagonal": ("#F0E442", "h"),
 }
-_MARK = 6  # half a marker's width, in pixels
 
 
 def draw(results: dict) -> bytes:
@@ -54,10 +53,6 @@ def draw(results: dict) -> bytes:
         ax.set_title(f"n = {size[0]}, m = {size[1]}", fontsize=9.5)
     fig.supxlabel("arithmetic intensity (flops a byte)", fontsize=9.5)
     fig.supylabel("GFLOP/s", fontsize=9.5)
-    fig.draw_without_rendering()  # the layout decides where the labels may go,
-    fig.set_layout_engine("none")  # and they not the layout
-    for ax in axes[: len(sizes)]:
-        _labels(ax)
     png = io.BytesIO()
     fig.canvas.print_png(png)
     return png.getvalue()
@@ -123,53 +118,18 @@ def _roofs(ax, ceilings: list[dict], dtype: str) -> None:
 
 
 def _points(ax, rows: list[dict]) -> None:
-    """A marker for each row; its label waits in the gid until the layout is known."""
-    for row in rows:
+    """A numbered marker for each row, and beside the panel what the numbers are."""
+    for number, row in enumerate(rows, 1):
         colour, marker = _STYLES[row["kernel"]]
         face = colour if row["data"] == "full" else "white"
         style = {"ls": "", "ms": 6, "mec": colour, "mfc": face, "mew": 1.2, "zorder": 3}
-        ax.plot([row["intensity"]], [row["gigaflops_per_second"]], marker, gid=_name(row), **style)
+        at = row["intensity"], row["gigaflops_per_second"]
+        ax.plot([at[0]], [at[1]], marker, label=f"{number} {_name(row)}", **style)
+        ax.annotate(str(number), at, (4, 3), textcoords="offset points", fontsize=6.5, color=_GREY)
+    place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0, "handletextpad": 0}
+    ax.legend(fontsize=6.5, frameon=False, labelspacing=0.3, handlelength=1.5, **place)
 
 
 def _name(row: dict) -> str:
     data = "" if row["data"] == "full" else f", {row['data']}"
     return f"{row['kernel']}{data} {100 * row['share']:.0f}%"
-
-
-def _labels(ax) -> None:
-    """Each point's name and share at the nearest place where it hides neither a point, a roof nor another name."""
-    marks = [line for line in ax.lines if line.get_marker() != "None"]
-    pixels = [ax.transData.transform(line.get_xydata()[0]) for line in marks]
-    roofs = [ax.transData.transform(line.get_xydata()) for line in ax.lines if line not in marks]
-    points = [(x, y, x, y) for x, y in np.concatenate(roofs)[::3]]
-    taken = [(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y in pixels] + points
-    taken += [text.get_window_extent().extents for text in ax.texts]
-    frame = ax.get_window_extent()
-    for mark, (x, y) in zip(marks, pixels, strict=True):
-        text = ax.annotate(
-            mark.get_gid(), (x, y), (x, y), fontsize=7, xycoords="figure pixels", textcoords="figure pixels",
-            ha="center", va="center", zorder=4,
-            arrowprops={"arrowstyle": "-", "color": mark.get_markeredgecolor(), "lw": 0.6, "shrinkA": 0, "shrinkB": 3},
-        )  # fmt: skip
-        size = text.get_window_extent()
-        box = _place(x, y, size.width + 2, size.height, frame, taken)
-        taken.append(box)
-        text.set_position(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
-
-
-def _place(x: float, y: float, width: float, height: float, frame, taken: list[tuple]) -> tuple:
-    """The free box (left, bottom, right, top) nearest to a point; the last one tried if none is free."""
-    angles = np.arange(24) * (np.pi / 12)
-    for away in range(8, 200, 4):
-        for cosine, sine in zip(np.cos(angles), np.sin(angles), strict=True):
-            left = x + cosine * (away + width / 2) - width / 2
-            low = y + sine * (away + height / 2) - height / 2
-            box = (left, low, left + width, low + height)
-            inside = frame.x0 < left and frame.y0 < low and box[2] < frame.x1 and box[3] < frame.y1
-            if inside and not any(_overlap(box, other) for other in taken):
-                return box
-    return box
-
-
-def _overlap(one: tuple, other: tuple) -> bool:
-    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]

@@ -171,6 +171,11 @@ class CheckedProblem:
         """Whether the problem brings its optimizer."""
         return callable(getattr(self.problem, "make_optimizer", None))
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether `gradient` is what trains; a problem that replays a training has steps only."""
+        return self._step == self._default_step
+
     def batches(self, seed: int) -> Batches:
         """The training batches of a seed."""
         return Batches(self, seed)

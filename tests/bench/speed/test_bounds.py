@@ -6,7 +6,7 @@ import pytest
 
 from bench.common import pages
 from bench.speed import bounds
-from fastkoop.profile.profiling import Config
+from fastkoop.profile.request import Request
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_the_page_shows_the_committed_profile():
 
 def test_the_committed_profile_is_of_the_usual_sizes():
     config = bounds.Profile().results["config"]
-    assert config["sizes"] == [list(size) for size in Config().sizes] and config["dtype"] == Config().dtype
+    assert config["sizes"] == [list(size) for size in Request().sizes] and config["dtype"] == Request().dtype
 
 
 def test_the_figures_are_the_profile_s(altered):

@@ -9,6 +9,7 @@ from scipy import stats
 from torch import nn
 
 from fastkoop.experiments.averages import Line, Mean, Moving, apart, assign, weights_of
+from fastkoop.experiments.baselines import BASELINES, combined, shares
 from fastkoop.experiments.paired import paired
 
 
@@ -99,3 +100,43 @@ def test_paired_is_the_t_test():
 def test_paired_of_few_equal_or_diverged(a, b, words):
     found = paired(a, b)
     assert math.isnan(found.p) and str(found) == words
+
+
+class TestExtrapolations:
+    """Of a linear map's iterates w -> A w + b: a few of them determine its fixed point."""
+
+    A = np.diag([0.9, 0.7, 0.3])
+    fixed = np.array([1.0, -2.0, 0.5])
+
+    def iterates(self, count=7):
+        state, trail = np.array([3.0, 1.0, -1.0]), []
+        for _ in range(count):
+            trail.append({"w": torch.from_numpy(state.copy())})
+            state = self.A @ (state - self.fixed) + self.fixed
+        return trail
+
+    def test_undamped_anderson_mixing_finds_the_fixed_point(self):
+        trail = self.iterates()
+        by = shares(trail, 0.0)
+        assert float(by.sum()) == pytest.approx(1.0)
+        np.testing.assert_allclose(combined(trail[1:], by)["w"], self.fixed, atol=1e-6)
+
+    def test_a_ridge_stays_nearer_to_the_iterates(self):
+        trail = self.iterates()
+        sizes = [float(shares(trail, ridge).norm()) for ridge in (0.0, 1e-8, 1e-2)]
+        assert sizes == sorted(sizes, reverse=True)
+
+    def test_shares_minimise_the_combined_difference(self):
+        """The residual is orthogonal to every change of shares that keeps their sum."""
+        random = np.random.default_rng(0)
+        trail = [{"w": torch.from_numpy(random.normal(size=20))} for _ in range(5)]
+        by = shares(trail, 0.0).numpy()
+        differences = np.diff(np.stack([weights["w"].numpy() for weights in trail]), axis=0)
+        gradient = differences @ (by @ differences)
+        np.testing.assert_allclose(gradient, gradient[0], rtol=1e-8)
+
+
+def test_the_registry_is_what_tables_show():
+    assert list(BASELINES)[:4] == ["start", "mean", "moving", "line"]
+    assert {"secant", "rna", "anderson", "nesterov", "l-bfgs", "rank one", "equal time"} <= set(BASELINES)
+    assert all(key == kind.key and kind.label for key, kind in BASELINES.items())

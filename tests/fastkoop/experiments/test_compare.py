@@ -55,12 +55,12 @@ def test_results_have_the_contract_s_shape(run_once):
 COMPILED = """
 import importlib, pkgutil, sys
 from numba.core.dispatcher import Dispatcher
-from fastkoop import kernels
+from fastkoop.kernels import cpu
 from fastkoop.experiments import compare, runs
 from fastkoop.experiments.config import Config, prepare
 
-names = [found.name for found in pkgutil.iter_modules(kernels.__path__)]
-modules = [importlib.import_module(f"fastkoop.kernels.{name}") for name in names]
+names = [found.name for found in pkgutil.iter_modules(cpu.__path__)]
+modules = [importlib.import_module(f"fastkoop.kernels.cpu.{name}") for name in names]
 
 def signatures():
     found = [(name, one) for module in modules for name, one in vars(module).items() if isinstance(one, Dispatcher)]

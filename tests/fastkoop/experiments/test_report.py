@@ -1,7 +1,6 @@
 """report.html: one file with everything in it, from any results."""
 
 import html.parser
-import json
 import re
 
 import pytest
@@ -57,7 +56,7 @@ def test_one_file_without_a_network(compared):
 
 def test_names_are_escaped_and_figures_may_be_missing(compared):
     results, _ = compared
-    odd = json.loads(json.dumps(results))
+    odd = results.as_dict()
     odd["config"]["cutoff"] = "<b>&"
     text = page(odd, {})
     assert "<b>&" not in text and "&lt;b&gt;&amp;" in text and "<img" not in text

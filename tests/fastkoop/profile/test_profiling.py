@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from fastkoop.checks import InputError
-from fastkoop.profile import devices, profiling
+from fastkoop.profile import devices, profiling, workload
 from fastkoop.profile.devices import Host
-from fastkoop.profile.profiling import Problem, Request, against, first_calls, parse_sizes, profile, snapshots, tasks
+from fastkoop.profile.profiling import against, first_calls, profile, tasks
+from fastkoop.profile.request import Request, parse_sizes
 from fastkoop.profile.throughput import COSTS, PARTS, Ceilings, copy_bandwidth, matrix_rate
+from fastkoop.profile.workload import Workload, snapshots
 
 HOST = Host()
 SMALL = ((20, 4), (3, 40), (1, 9))
@@ -137,7 +139,7 @@ def test_snapshots_have_the_singular_values_they_claim(n, m, dtype):
 
 @pytest.mark.parametrize(("n", "m"), [(101, 7), (7, 101), (60, 7)])
 def test_large_snapshots_repeat_themselves_and_keep_their_singular_values(n, m, monkeypatch):
-    monkeypatch.setattr(profiling, "MADE_BYTES", 1 << 10)
+    monkeypatch.setattr(workload, "MADE_BYTES", 1 << 10)
     X = snapshots(n, m, 1, np.float64, 1e-2)
     values = np.linalg.svd(X[:-1, 0], compute_uv=False)
     assert np.allclose(values, np.geomspace(1.0, 1e-2, 7), rtol=1e-10)
@@ -148,7 +150,7 @@ def test_large_snapshots_repeat_themselves_and_keep_their_singular_values(n, m, 
 def test_the_parts_of_large_blocks_are_what_predict_needs():
     for n, m in ((130, 100), (100, 130)):
         X = snapshots(n, m, 2, np.float32, 1e-2)
-        parts = Problem(X, ("relative", 1e-6), HOST).parts
+        parts = Workload(X, ("relative", 1e-6), HOST).parts
         assert list(parts) == list(PARTS)
         F = X[:-1].transpose(1, 2, 0).astype(np.float64)
         G = F.transpose(0, 2, 1) @ F if n > m else F @ F.transpose(0, 2, 1)
@@ -166,7 +168,7 @@ def test_large_blocks_have_parts_and_very_large_ones_only_a_prediction_beside():
 
 def test_small_things_are_repeated_until_they_fill_a_cache():
     X = snapshots(20, 4, 3, np.float32, 1e-2)
-    once, often = Problem(X, ("relative", 1e-6), HOST), Problem(X, ("relative", 1e-6), HOST, (1000, 10_000))
+    once, often = Workload(X, ("relative", 1e-6), HOST), Workload(X, ("relative", 1e-6), HOST, (1000, 10_000))
     assert often.grams.nbytes >= 1000 and often.factors.operator.nbytes >= 10_000
     assert (once.batch("gram"), once.batch("solve"), once.batch("evolve")) == (3, 3, 3)
     assert often.batch("gram") == 3 and often.batch("solve") == len(often.grams) and often.batch("evolve") % 3 == 0
@@ -176,7 +178,7 @@ def test_small_things_are_repeated_until_they_fill_a_cache():
 
 def test_the_calls_are_the_kernels_of_the_contract():
     X = snapshots(20, 4, 3, np.float64, 1e-2)
-    problem = Problem(X, ("relative", 1e-6), HOST)
+    problem = Workload(X, ("relative", 1e-6), HOST)
     results = {kernel: call() for kernel, call in problem.calls().items()}
     assert list(results) == list(COSTS)
     assert np.allclose(results["reconstruct"][0], results["predict"][0], rtol=1e-8)

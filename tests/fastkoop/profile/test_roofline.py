@@ -1,12 +1,10 @@
-"""The roofline figure: it is drawn for any profile, and no label hides another."""
+"""The roofline figure: it is drawn for any profile, every point numbered and named."""
 
 import io
-import itertools
 
 import matplotlib.image
 import numpy as np
 import pytest
-from matplotlib.transforms import Bbox
 
 from fastkoop.profile import roofline
 from fastkoop.profile.roofline import draw
@@ -36,9 +34,9 @@ def results(sizes, threads=(1, 2), dtype="float32", crowded=False):
 @pytest.mark.parametrize(
     ("sizes", "shape"),
     [
-        ([(785, 8)], (498, 864)),
-        ([(785, 8), (1, 9)], (498, 864)),
-        ([(785, m) for m in range(1, 8)], (1218, 1296)),
+        ([(785, 8)], (498, 1056)),
+        ([(785, 8), (1, 9)], (498, 1056)),
+        ([(785, m) for m in range(1, 8)], (1218, 1584)),
     ],
 )
 def test_a_panel_for_each_size(sizes, shape):
@@ -52,21 +50,13 @@ def test_any_machine(options):
     assert draw(results([(785, 8)], **options)).startswith(b"\x89PNG")
 
 
-def test_labels_lie_apart(monkeypatch):
-    boxes, place = [], roofline._place
-
-    def watched(*arguments):
-        boxes.append(place(*arguments))
-        return boxes[-1]
-
-    monkeypatch.setattr(roofline, "_place", watched)
-    draw(results([(785, 8)], crowded=True))
-    assert len(boxes) == len(COSTS) + 2
-    for one, other in itertools.combinations(boxes, 2):
-        assert not roofline._overlap(one, other)
-
-
-def test_a_label_without_room_is_still_placed():
-    everything = (-1e4, -1e4, 1e4, 1e4)
-    left, low, right, top = roofline._place(50, 50, 20, 10, Bbox([[0, 0], [100, 100]]), [everything])
-    assert right - left == pytest.approx(20) and top - low == pytest.approx(10)
+def test_every_point_is_numbered_and_named_in_its_panel(monkeypatch):
+    figures = []
+    monkeypatch.setattr(roofline.FigureCanvasAgg, "print_png", lambda canvas, stream: figures.append(canvas.figure))
+    profile = results([(785, 8), (21, 9)], crowded=True)
+    draw(profile)
+    for ax in figures[0].axes:
+        named = [text.get_text() for text in ax.get_legend().get_texts()]
+        numbers = [text.get_text() for text in ax.texts if text.get_text().isdecimal()]
+        assert len(named) == len(COSTS) + 2 and [name.split()[0] for name in named] == numbers
+        assert "1 gram 0%" in named[0] and any("predict, truncated" in name for name in named)
