@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from .. import checks
 from ..operator import KoopmanOperator, fit
@@ -20,17 +21,19 @@ class Fits:
 
     Attributes:
         operators: by recording; None until they are fitted.
+        forecasts: of these operators, see `fastkoop.adapter.forecast`; None until they are asked for.
         seconds, compile_seconds: what the last fit took, and beside it what compiling its kernels took.
     """
 
     def __init__(self, parts: Parts, options: Options):
         self._parts, self.options = parts, options
         self.operators: list[list[KoopmanOperator]] | None = None
+        self.forecasts: Any = None
         self.seconds = self.compile_seconds = 0.0
 
     def forget(self) -> None:
         """Drop the operators."""
-        self.operators = None
+        self.operators = self.forecasts = None
 
     def take(self, changes: dict) -> None:
         """Fit with these options from now on.
@@ -128,4 +131,4 @@ class Fits:
 
     def __getstate__(self) -> dict:
         """For copies and pickles: fitted again from the same snapshots, to the same bits, when it is needed."""
-        return {**self.__dict__, "operators": None}
+        return {**self.__dict__, "operators": None, "forecasts": None}

@@ -40,9 +40,9 @@ class Holds:
             self._doubtful = [torch.zeros(len(layer.error), dtype=torch.bool) for layer in told.values()]
             for doubtful, layer in zip(self._doubtful, told.values(), strict=True):
                 if self._options.gate is not None:
-                    doubtful |= torch.from_numpy(~layer.pays | (not told.overall.pays))
+                    doubtful |= ~layer.pays | (not told.overall.pays)
                 if limit is not None:
-                    doubtful |= torch.from_numpy(layer.error > limit)
+                    doubtful |= ~(layer.error <= limit)
         return all(bool(blocks.all()) for blocks in self._doubtful)
 
     def of(self, i: int, operators: list) -> list[Reasons]:

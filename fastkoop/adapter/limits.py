@@ -19,10 +19,11 @@ class Limits:
         residual: largest `KoopmanOperator.residual`; 1 is as wrong as predicting no change.
         holdout: largest `KoopmanOperator.holdout`, on the same scale; costs a second fit.
         spectral_radius: largest modulus of an eigenvalue.
-        forecast: largest error of the block's forecast, see `KoopmanPhase.forecast`; costs a second fit, too.
+        forecast: largest error of the block's forecast, see `KoopmanPhase.forecast`; NaN, of a recording too short to
+            split, is beyond it.
 
-    None, the default of each, is no bound. NaN is within every bound: nothing moved and nothing was missed, or two
-    snapshots leave none to hold out.
+    None, the default of each, is no bound. NaN is within every other bound: nothing moved and nothing was missed, or
+    two snapshots leave none to hold out.
 
     >>> Limits(holdout=1.0)
     Limits(residual=None, holdout=1.0, spectral_radius=None, forecast=None)

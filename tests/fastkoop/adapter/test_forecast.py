@@ -83,7 +83,7 @@ def test_a_gated_jump_asks_no_operator_but_other_candidates():
 
 def test_blocks_beyond_a_limit_of_the_forecast_stay():
     model, phase = descended("node", noise=0.01)
-    errors = np.concatenate([layer.error for layer in phase.forecast().values()])
+    errors = torch.cat([layer.error for layer in phase.forecast().values()]).numpy()
     bound = float(np.median(errors))
     before = [p.detach().clone() for p in model.parameters()]
     report = phase.jump(5, limits=Limits(forecast=bound))
