@@ -17,7 +17,7 @@ from torch import nn
 
 from .. import checks
 from ..checks import InputError
-from ..cutoff import Rank
+from ..cutoff import Energy
 from ..observables import Affine
 from ..operator import fit
 from .phase import KoopmanPhase
@@ -82,7 +82,8 @@ class SpectrumMonitor:
         every: optimizer steps between snapshots.
         report: optimizer steps between looks, the first as soon as the window is full; None is thirty windows.
         partition: "layer", "network", "node", ..., as `KoopmanPhase`.
-        cutoff: which directions count. `Rank(8)` keeps the eight strongest and leaves noise out.
+        cutoff: which directions count. `Energy(0.99)`, the default, keeps those with 99% of the movement: few where
+            training is smooth. A fixed rank would fill up with rounding and noise there.
         observe: returns a small vector, of one length, to watch as well: losses of a few samples, quantiles, logits.
         log: called as ``log(name, value, step)`` with finite floats; names begin with "koopman/".
         threshold: for the stop signal, see `stop`; None is 1 / window: over a window such an eigenvalue changes its
@@ -133,7 +134,7 @@ class SpectrumMonitor:
         for name, function in (("observe", observe), ("log", log)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name}: expected a function, got {type(function).__name__}")
-        self._observe, self._log, self._cutoff = observe, log, Rank(8) if cutoff is None else cutoff
+        self._observe, self._log, self._cutoff = observe, log, Energy(0.99) if cutoff is None else cutoff
         self._phase = KoopmanPhase(
             model, partition, observables=Affine(), cutoff=self._cutoff, every=every, capacity=self.window + 1, **choice
         )
