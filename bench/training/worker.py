@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from fastkoop.adapter.buffers import local
-from fastkoop.adapter.checkpoint import checksum
+from fastkoop.adapter.seal import checksum
 from fastkoop.torch_adapter import KoopmanPhase, KoopmanSchedule, Limits, load_checkpoint, save_checkpoint
 
 from . import models

@@ -28,9 +28,6 @@ from ..files import write_with
 from . import generators
 from .digest import digest
 from .live import CheckedLive, Live, live_of
-from .seal import VERSION, checksum, sealed, unsealed
-
-__all__ = ["VERSION", "checksum", "compact", "load_checkpoint", "save_checkpoint", "sealed", "unsealed"]
 
 FORMAT, FILE_VERSION = "fastkoop checkpoint", 2
 TAKEN = "pass what has a state_dict, tensors, numbers, words, and lists and dicts of these"

@@ -6,8 +6,8 @@ from typing import Any
 
 from .. import checks
 from .attachment import Watch
-from .checkpoint import VERSION, sealed, unsealed
 from .report import JumpReport
+from .seal import VERSION, sealed, unsealed
 
 STAGES = ("burn in", "record", "rest")
 BY_DEFAULT: Any = object()  # a gate where there is no guard

@@ -8,10 +8,10 @@ import torch
 
 from .. import checks
 from .. import cutoff as rules
-from .checkpoint import VERSION, sealed, unsealed
 from .fits import Fits
 from .parameters import Saved
 from .parts import Parts
+from .seal import VERSION, sealed, unsealed
 from .walker import Walker
 
 KIND = "KoopmanPhase"

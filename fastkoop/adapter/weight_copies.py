@@ -14,6 +14,7 @@ import torch
 
 from .. import checks
 from .buffers import local
+from .wrappers import has_step_hooks
 
 NOT_WEIGHTS = frozenset((
     "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg",
@@ -105,7 +106,7 @@ class WeightCopies:
 
     def watch(self, before: Sequence[torch.Tensor], report: Any) -> None:
         """Set `report.undone` and warn if one of the next optimizer steps takes the jump back."""
-        hooked = [one for one in self.optimizers if "_optimizer_step_post_hooks" in getattr(one, "__dict__", {})]
+        hooked = [optimizer for optimizer in self.optimizers if has_step_hooks(optimizer)]
         if hooked:
             self._watch = Watch(hooked[-1], self._parameters, before, report)
 

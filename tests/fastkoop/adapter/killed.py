@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fastkoop as fk
-from fastkoop.adapter.checkpoint import checksum
+from fastkoop.adapter.seal import checksum
 from fastkoop.torch_adapter import KoopmanPhase, KoopmanSchedule, load_checkpoint, save_checkpoint
 
 LENGTH = 56  # iterations: burn in 6, record 14, jump, rest 3, record 14, ...; then steps of a walk
