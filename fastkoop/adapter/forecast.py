@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..forecast import SPLIT, Forecast, Overall, judge, overall
+from ..forecast import GUESSES, SPLIT, Forecast, Overall, judge, overall
 from .fits import Fits
 from .parts import Parts
 
@@ -21,14 +21,18 @@ def forecasts(parts: Parts, fits: Fits, position: float) -> Forecasts:
     operators_of_all = fits.ready(position)
     if fits.forecasts is not None:
         return fits.forecasts
-    by_layer, misses = Forecasts(), []
-    for recording, operators in parts.with_operators(operators_of_all):
+    by_layer, total = Forecasts(), np.zeros(len(GUESSES))
+    groups = zip(parts.with_operators(operators_of_all), parts.spreads, strict=True)
+    for (recording, operators), spread in groups:
         squares = np.concatenate([op.misses() for op in operators])
         overshoot = torch.cat([op.overshoot.flatten().cpu() for op in operators])
         told = (torch.from_numpy(np.ascontiguousarray(values)) for values in judge(squares))
         by_layer[recording.group.name] = Forecast(*told, overall(squares), overshoot)
-        misses.append(squares)
-    by_layer.overall = overall(np.concatenate(misses))
+        if spread is None or parts.ranks is None or parts.ranks.rank == 0:  # blocks that are spread count once
+            total = total + squares.sum(axis=0)
+    if parts.ranks is not None:  # whose blocks are others
+        total = parts.ranks.sum("forecast", total)
+    by_layer.overall = overall(total)
     fits.forecasts = by_layer
     return by_layer
 

@@ -28,10 +28,11 @@ class Holds:
         self._parts, self._fits, self._options = parts, fits, options
         self._known: dict[int, list[Reasons]] = {}
         self._doubtful: list[torch.Tensor] | None = None
+        self._is_shut = False
         self._paces: dict[int, list[torch.Tensor]] = {}
 
     def shut(self, position: float) -> bool:
-        """Whether the forecast holds every block."""
+        """Whether the forecast holds every block, on all ranks."""
         limit = None if self._options.limits is None else self._options.limits.forecast
         if self._options.gate is None and limit is None:
             return False
@@ -43,7 +44,10 @@ class Holds:
                     doubtful |= ~layer.pays | (not told.overall.pays)
                 if limit is not None:
                     doubtful |= ~(layer.error <= limit)
-        return all(bool(blocks.all()) for blocks in self._doubtful)
+            free = np.array([float(sum(int((~blocks).sum()) for blocks in self._doubtful))])
+            ranks = self._parts.ranks
+            self._is_shut = not (free if ranks is None else ranks.sum("forecast", free)).any()
+        return self._is_shut
 
     def of(self, i: int, operators: list) -> list[Reasons]:
         """The reasons that hold blocks of group i, by batch."""

@@ -55,6 +55,27 @@ def test_it_is_the_fit_of_the_first_part_judged_on_the_last():
         np.testing.assert_allclose(layer.error, miss, rtol=1e-6)
 
 
+def test_of_snapshots_in_half_precision():
+    """Which operators let go of, and see again to be judged."""
+    _, phase = descended("layer", storage_dtype=torch.bfloat16)
+    error = phase.forecast().overall.error
+    assert 0 < error < 0.5 and phase.jump(2, gate="forecast").layers
+
+
+def test_it_is_computed_once_a_fit(monkeypatch):
+    from fastkoop.operator import KoopmanOperator
+
+    _, phase = descended("layer")
+    misses, calls = KoopmanOperator.misses, []
+    monkeypatch.setattr(KoopmanOperator, "misses", lambda op: calls.append(op) or misses(op))
+    phase.forecast()
+    phase.jump(3, gate="forecast", limits=Limits(forecast=1.0))
+    assert phase.forecast() is phase.forecast() and len(calls) == 2  # layers
+    phase.fit(cutoff=fk.Rank(1))
+    phase.forecast()
+    assert len(calls) == 4
+
+
 def test_a_recording_too_short_to_split_says_no():
     _, phase = descended(count=3)
     assert phase.forecast().overall.pays is False
