@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import NamedTuple
 
@@ -121,6 +122,7 @@ def _fit_seconds(local: list[Group], capacity: int) -> float:
     return sum(blocks * (per_block + n * per_weight) for blocks, n in sizes)
 
 
+@functools.lru_cache(maxsize=64)
 def _timed(blocks: int, n: int, snapshots: int) -> float:
     X = np.random.default_rng(0).normal(size=(snapshots, blocks, n)).astype(np.float32).cumsum(axis=0)
     fit(X, time_axis=0)  # compiles

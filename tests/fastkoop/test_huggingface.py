@@ -108,8 +108,7 @@ def test_trains_jumps_and_logs(make, tmp_path):
     assert torch.isfinite(weights(run.model)).all()
 
 
-@pytest.mark.parametrize("make", [bert, gpt2])
-@pytest.mark.parametrize("at", [9, 16])
+@pytest.mark.parametrize(("make", "at"), [(bert, 9), (gpt2, 16)])
 def test_a_resumed_run_ends_bit_for_bit_where_it_would_have(make, at, tmp_path):
     """State beside the checkpoint, in the middle of a recording, and after the jump; dropout and shuffling included."""
     expected = trainer(tmp_path / "whole", make, [KoopmanCallback(metric="eval_loss", **OPTIONS)])
