@@ -10,7 +10,7 @@ import numpy as np
 from . import kernels
 from .checks import InputError, integer
 from .interop.place import Place
-from .kernels import observed
+from .kernels import observed, pooled
 from .kernels.contract import COORDINATES
 from .kernels.cpu import large
 from .kernels.cpu.cache import cache_place
@@ -19,7 +19,7 @@ from .kernels.plan import NON_FINITE, ROUTES, Plan, plan, resolution
 
 __all__ = [
     "COORDINATES", "NON_FINITE", "ROUTES", "Plan", "backend_for", "cache_place", "cuda", "each_large_block",
-    "get_num_threads", "kernels", "observed", "plan", "resident", "resolution", "set_num_threads", "strips",
+    "get_num_threads", "kernels", "observed", "plan", "pooled", "resident", "resolution", "set_num_threads", "strips",
     "tridiagonalize",
 ]  # fmt: skip
 

@@ -113,16 +113,21 @@ def stabilizer(stabilize) -> float | str | None:
     return radius
 
 
+def axis_of(dimensions: int, time_axis: int) -> int:
+    """The time axis as a non-negative index."""
+    axis = integer("time_axis", time_axis, least=-(2**63))
+    if not -dimensions <= axis < dimensions:
+        raise InputError(f"time_axis: expected -{dimensions} .. {dimensions - 1}, got {axis}")
+    return axis % dimensions
+
+
 def snapshots(shape: tuple[int, ...], time_axis: int) -> int:
     """The time axis of an array of snapshots, as a non-negative index."""
     if len(shape) < 2:
         raise InputError(
             f"X: expected at least 2 dimensions (..., n, m+1), got shape {shape}; columns are snapshots, oldest first"
         )
-    axis = integer("time_axis", time_axis, least=-(2**63))
-    if not -len(shape) <= axis < len(shape):
-        raise InputError(f"time_axis: expected -{len(shape)} .. {len(shape) - 1}, got {axis}")
-    axis %= len(shape)
+    axis = axis_of(len(shape), time_axis)
     if shape[axis] < 2:
         raise InputError(
             f"X: expected at least 2 snapshots along axis {axis}, got {shape[axis]} (shape {shape}); "

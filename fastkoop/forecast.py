@@ -151,6 +151,8 @@ class Forecasting(Reports):
         share = checks.number("split", split, "a share of the snapshots")
         if not 0.0 < share < 1.0:
             raise checks.InputError(f"split: expected a share of the snapshots between 0 and 1, got {split}")
+        if self._pool is not None:
+            raise checks.InputError("forecast: expected one trajectory, got a pool of pairs; fit the last one alone")
         columns = len(self._X)
         first, observed = round(share * columns), self.options.observables.observed
         if not max(2, observed.delay + 1 + observed.affine) <= first < columns:

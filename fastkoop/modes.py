@@ -82,6 +82,8 @@ class Modes(Reports):
 
     def _mean(self, after: bool):
         """Means over the columns of Fp (if `after`) or of F: (B, delay n) float64."""
+        if self._pool is not None:
+            return self._pool.mean(after)
         delay, shape = self.options.observables.observed.delay, (math.prod(self._batch), self._X.shape[-1])
         first = (delay - 1 - k + after for k in range(delay))
         shares = self._xp.full((shape[0], 1, self._pairs), 1.0 / self._pairs)

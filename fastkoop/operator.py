@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import backends, checks
+from . import backends, checks, pool
 from .backends import COORDINATES, NON_FINITE, backend_for
 from .cutoff import Cutoff
 from .fitting import gram_of, operators, refuse_what_does_not_fit, stabilized
@@ -26,7 +26,9 @@ from .walk import Readout, States, Walk
 @traced.opaque
 def fit(
     X: Any,
+    Y: Any = None,
     *,
+    weights: Any = None,
     cutoff: Cutoff = "array_api",
     observables: ObservablesLike = "identity",
     stabilize: Stabilize = None,
@@ -44,7 +46,11 @@ def fit(
     Args:
         X: snapshots (..., n, m+1), float32 or float64, columns oldest first: a NumPy or CuPy array or a
             PyTorch tensor with any strides. The operator refers to X's memory and does not copy it: leave it
-            unchanged while the operator is in use.
+            unchanged while the operator is in use. A list or tuple holds several trajectories, of any lengths, whose
+            pairs are pooled, none across a join; predictions start at the end of the last one. Pairs are copied.
+        Y: the successors of X's columns, (..., n, m) both, where pairs are no trajectory; predictions start at its
+            last column.
+        weights: of the squared error, one number >= 0 a trajectory, or one a pair.
         cutoff: which singular values of F count, see `fastkoop.cutoff`.
         observables: "identity", the weights themselves, as published; `Affine()`, `Delay(d)`, `Momentum()`, or a
             tuple of these, see `fastkoop.observables`. Predictions stay (..., n); with a constant fitting copies a
@@ -82,18 +88,36 @@ def fit(
     >>> op.predict([0, 1, 2]).shape
     (2, 3)
     """
+    options = Options(cutoff, observables, stabilize, out_of_span)
+    refine, check_finite = checks.flag("refine", refine), checks.flag("check_finite", check_finite)
+    if Y is not None or weights is not None or isinstance(X, (list, tuple)):
+        return _pooled(X, Y, weights, time_axis, options, refine=refine, check_finite=check_finite)
     source = arrays.read(X)
     snapshots = time_major(source.data, time_axis)
-    options = Options(cutoff, observables, stabilize, out_of_span)
-    flags = {"refine": checks.flag("refine", refine), "check_finite": checks.flag("check_finite", check_finite)}
     options.observables.check(len(snapshots))
     options.observables.weights(snapshots.shape[-1])
     with source.scope():
         backend = backend_for(source.place)
         refuse_what_does_not_fit(backend, snapshots, options, source)
-        op = KoopmanOperator(snapshots, options, backend, source, **flags)
+        op = KoopmanOperator(snapshots, options, backend, source, refine=refine, check_finite=check_finite)
         if check_finite and source.place.on_host:
             refuse_non_finite(op._published.route, snapshots.shape[1:-1])
+        return op
+
+
+def _pooled(X, Y, weights, time_axis: int, options: Options, *, refine: bool, check_finite: bool) -> KoopmanOperator:
+    """`fit` of several trajectories, or of pairs."""
+    sources, views = pool.read(X, Y, time_axis, options)
+    options.observables.weights(views[0].shape[-1])
+    with sources[-1].scope():
+        backend = backend_for(sources[-1].place)
+        pairs = pool.pool_of(views, Y is not None, weights, options, backend.xp)
+        newest = views[-1] if Y is None else backend.xp.stack([views[0][-1], views[1][-1]])
+        op = KoopmanOperator(
+            newest, options, backend, sources[-1], refine=refine, check_finite=check_finite, pairs=pairs
+        )
+        if check_finite and sources[-1].place.on_host:
+            refuse_non_finite(op._published.route, newest.shape[1:-1])
         return op
 
 
@@ -126,17 +150,22 @@ class KoopmanOperator(Modes, Forecasting):
 
     def __init__(
         self, snapshots, options: Options, backend, source: arrays.Array, spread=None, *, refine=False,
-        check_finite=True, gram=None,
+        check_finite=True, gram=None, pairs: pool.Pool | None = None,
     ):  # fmt: skip
         self._X, self.options, self.backend, self._xp, self._source = snapshots, options, backend, backend.xp, source
         self._spread, self._check_finite, self._refine, self._gram = spread, check_finite, refine, gram
+        self._pool = pairs
         observed, columns = options.observables.observed, len(snapshots)
         self._batch, self._n = snapshots.shape[1:-1], options.observables.weights(snapshots.shape[-1])
         self._columns = slice(self._n)  # of the observables' rows that are read out
         rows, self._pairs = observed.delay * snapshots.shape[-1], columns - observed.delay
         self._tall = spread is not None or observed.tall(snapshots.shape[-1], columns)
+        if pairs is not None:
+            self._pairs, self._tall = len(pairs.before), False
         self._large = backend.plan(1, rows, self._pairs, snapshots.dtype).engine == "library"
-        if spread is None:
+        if pairs is not None:
+            found = pairs.fitted(backend, options, refine)
+        elif spread is None:
             if gram is None and source.place.on_host and not refine:
                 self._gram = gram_of(backend, snapshots, options)
             found = operators(backend, snapshots, options, refine=refine, gram=self._gram)
@@ -385,5 +414,9 @@ class KoopmanOperator(Modes, Forecasting):
         return KoopmanOperator(first, self.options, self.backend, self._source, self._spread, **options)
 
     def _without_last(self):
+        if self._pool is not None:
+            pairs = self._pool.without_last()
+            rest = KoopmanOperator(self._X[:-1], self.options, self.backend, self._source, pairs=pairs)
+            return rest._states(np.array([1]))[0]
         earlier = KoopmanOperator(self._X[:-1], self.options, self.backend, self._source, self._spread)
         return earlier._states(np.array([1]))[0]

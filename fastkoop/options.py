@@ -83,6 +83,10 @@ class Options:
     def rule(self, n: int, columns: int, dtype: Any) -> tuple[str, float]:
         """The cutoff as kernels/ take it, for blocks of n rows in so many snapshots."""
         rows, pairs = self.observables.observed.shape(n, columns)
+        return self.rule_of(rows, pairs, dtype)
+
+    def rule_of(self, rows: int, pairs: int, dtype: Any) -> tuple[str, float]:
+        """The same for a matrix of so many rows and columns."""
         return rules.resolve(self.cutoff, rows, pairs, dtype)
 
     @property

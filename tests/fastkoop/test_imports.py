@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ORDER = (
     "kernels", "checks", "files", "cutoff", "partition", "interop", "backends", "machine", "observables", "options",
-    "linalg", "walk", "reports", "limit", "forecast", "modes", "fitting", "operator", "spectra", "profile",
+    "linalg", "walk", "reports", "limit", "forecast", "modes", "fitting", "pool", "operator", "spectra", "profile",
     "adapter", "torch_adapter", "lightning", "huggingface", "experiments", "comparison", "console", "cli",
 )  # fmt: skip
 TORCH = ("adapter", "torch_adapter", "lightning", "huggingface", "experiments")  # the rooms that may import torch
