@@ -24,13 +24,15 @@ memory safety needs: the public door, `fastkoop`, does that once.
 from . import observed
 from .contract import Backend, Factors, Rule
 from .cpu import advance, combine, evolve, fit, gram, host, pinv, predict, reconstruct, rows_of, solve, xp
+from .cpu.cache import cache_place
 from .cpu.layout import aligned_empty
 from .cpu.threads import get_num_threads, set_num_threads
+from .cpu.warm import warm_up
 from .plan import ROUTES, Plan, plan
 from .spectrum import clip, eigenvalues, modes
 
 __all__ = [
-    "ROUTES", "Backend", "Factors", "Plan", "Rule", "advance", "aligned_empty", "clip", "combine", "eigenvalues",
-    "evolve", "fit", "get_num_threads", "gram", "host", "modes", "observed", "pinv", "plan", "predict", "reconstruct",
-    "rows_of", "set_num_threads", "solve", "xp",
+    "ROUTES", "Backend", "Factors", "Plan", "Rule", "advance", "aligned_empty", "cache_place", "clip", "combine",
+    "eigenvalues", "evolve", "fit", "get_num_threads", "gram", "host", "modes", "observed", "pinv", "plan", "predict",
+    "reconstruct", "rows_of", "set_num_threads", "solve", "warm_up", "xp",
 ]  # fmt: skip

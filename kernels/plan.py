@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -71,6 +72,7 @@ def plan(blocks: int, n: int, m: int, dtype, steps: int = 1) -> Plan:
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def resolution(n: int, m: int, dtype) -> Resolution:
     """Rounding bounds for blocks of n weights and m columns of `dtype`.
 

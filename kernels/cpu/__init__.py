@@ -13,10 +13,10 @@ from ..contract import (
     check_gram,
     check_side,
 )
-from ..cutoffs import keeps_constant
-from ..factors import assemble, merge, trim
+from ..cutoffs import LEAST_SQUARED, companion_squaring_pays, keeps_constant, needs_largest_only
+from ..factors import Reduced, assemble, merge, trim
 from ..plan import KERNEL_ORDER, NON_FINITE, SVD, UNRESOLVED, ZERO, Plan, plan, resolution
-from . import algebra, fused, large, library, svd
+from . import algebra, fused, large, library, parts, svd
 from . import gram as blocks
 from .large import LIBRARY_ROWS, LIBRARY_STATES, over_large, quiet, reduce_by_svd
 from .layout import Blocks, aligned_empty, blocks_of
@@ -63,7 +63,8 @@ def gram(X: np.ndarray, side: str | None = None) -> np.ndarray:
     small = (n if wide else m) <= KERNEL_ORDER
     out = np.empty((len(source.offsets), 2 * n + 1, n) if wide else (len(source.offsets), m + 1, m + 1))
     if small:
-        over_blocks(blocks.gram_range, len(out), how.flops // 2, *source[:5], source.columns, wide, out)
+        kernel = blocks.gram_wide if wide else blocks.gram_tall
+        over_blocks(kernel, len(out), how.flops // 2, *source[:5], source.columns, out)
     else:
         make = library.gram_weights if wide else library.gram_snapshots
         for b, S in enumerate(over_large(lambda b: make(source.block(b)), len(out), n if wide else m)):
@@ -101,12 +102,12 @@ def _solve(gram: np.ndarray, n: int, m: int, cutoff, dtype) -> Factors:
     bounds = resolution(n, m, dtype)
     B = len(gram)
     if plan(B, n, m, dtype).engine == "library":
-        parts = over_large(lambda b: library.reduce_gram(gram[b], wide, cutoff, digits, bounds), B, order)
-        return assemble(parts, order)
+        reduced = over_large(lambda b: library.reduce_gram(gram[b], wide, cutoff, digits, bounds), B, order)
+        return assemble(reduced, order)
     arrays = _allocate(B, order, wide)
+    kernel = algebra.solve_wide if wide else algebra.solve_tall
     over_blocks(
-        algebra.solve_range, B, 8 * B * order**3, np.ascontiguousarray(gram), order, wide, kind, value, digits,
-        tuple(bounds), *arrays,
+        kernel, B, 8 * B * order**3, np.ascontiguousarray(gram), kind, value, digits, tuple(bounds), *arrays
     )  # fmt: skip
     return _factors(arrays)
 
@@ -160,8 +161,11 @@ def fit(X: np.ndarray, cutoff: tuple[str, float], *, refine: bool = False, known
         parts = over_large(lambda b: library.reduce_gram(known[b], wide, cutoff, digits, bounds), B, how.order)
         factors = assemble(parts, how.order)
     else:
-        parts = over_large(lambda b: library.reduce_block(source.block(b), wide, cutoff, digits, bounds), B, how.order)
-        factors = assemble(parts, how.order)
+
+        def reduce(b: int) -> Reduced:
+            return library.reduce_block(source.block(b), wide, cutoff, digits, bounds)
+
+        factors = assemble(over_large(reduce, B, how.order), how.order)
     suspects = np.flatnonzero(factors.route == SVD)
     if source.dtype == np.float64:  # squares of float64 data may overflow, or vanish
         suspects = np.flatnonzero(np.isin(factors.route, (SVD, ZERO, NON_FINITE)))
@@ -177,9 +181,10 @@ def evolve(factors: Factors, steps: np.ndarray) -> np.ndarray:
     steps = ascending(steps)
     out = np.empty((B, len(steps), q))
     work = out.size * r + B * r * r * int(steps[-1] if len(steps) else 0)
+    far = len(steps) and np.diff(steps, prepend=1).max() > LEAST_SQUARED
     over_blocks(
-        algebra.evolve_range, B, work, factors.readout, factors.operator, factors.start, factors.rank,
-        steps, out,
+        algebra.evolve_range if far else algebra.evolve_near, B, work, factors.readout, factors.operator, factors.start,
+        factors.rank, steps, out,
     )  # fmt: skip
     return out
 
@@ -205,7 +210,8 @@ def combine(rows: np.ndarray | Blocks, coefficients: np.ndarray, *, products: bo
     if products and states >= LIBRARY_STATES and q >= LIBRARY_ROWS:
         large.combine(source, coefficients, out)
     else:
-        over_blocks(blocks.combine_range, B, out.size * q, *source[:5], q, np.ascontiguousarray(coefficients), out)
+        kernel = blocks.combine_few if states < 4 else blocks.combine_range
+        over_blocks(kernel, B, out.size * q, *source[:5], q, np.ascontiguousarray(coefficients), out)
     return out
 
 
@@ -267,8 +273,7 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
             out, route,
         )  # fmt: skip
     else:
-        kernel = fused.predict_wide if how.side == "weights" else fused.predict_tall
-        over_blocks(kernel, B, how.flops // 2, *source[:5], m, steps, kind, value, digits, tuple(bounds), out, route)
+        _predict_small(source, how, steps, (kind, value, digits, tuple(bounds)), out, route)
     suspects = np.flatnonzero(route == SVD)
     if how.engine == "library" and source.dtype == np.float64:  # squares of float64 data may overflow, or vanish
         suspects = np.flatnonzero(np.isin(route, (SVD, ZERO, NON_FINITE)))
@@ -276,6 +281,34 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
         states, routes = _predict_exactly(source.only(suspects), steps, cutoff)
         out[suspects], route[suspects] = states, routes
     return out, route
+
+
+def _predict_small(source: Blocks, how: Plan, steps: int, rule: tuple, out: np.ndarray, route: np.ndarray) -> None:
+    """`predict` by the Gram matrices of blocks that the kernels take; parts are compiled for blocks that need them."""
+    m, wide = source.columns - 1, how.side == "weights"
+    rest = parts.truncated_step if steps == 1 else parts.truncated_wide if wide else parts.truncated_tall
+    far = parts.full_wide if wide and steps > 1 else None
+    if not wide and companion_squaring_pays(steps - 1, m):
+        far = parts.far_tall
+        far.compile()
+    kernel = fused.predict_wide if wide else fused.predict_tall
+    a_block = how.flops // 2 // max(1, len(out))
+
+    def run(source: Blocks, out: np.ndarray, route: np.ndarray) -> None:
+        addresses = rest.address, far.address if far else 0
+        work = a_block * len(out)
+        over_blocks(kernel, len(out), work, *source[:5], m, steps, *rule, *addresses, out, route)
+
+    run(source, out, route)
+    if len(route) and route.min() < 0:
+        pending = np.flatnonzero(route < 0)
+        if (route == parts.UNCERTIFIED).any():
+            rest.compile()
+        if (route == parts.CERTIFIED).any():
+            far.compile()
+        states, routes = np.empty((len(pending), source.n), source.dtype), np.zeros(len(pending), np.int8)
+        run(source.only(pending), states, routes)
+        out[pending], route[pending] = states, routes
 
 
 def _predict_exactly(source: Blocks, steps: int, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -319,10 +352,7 @@ def pinv(F: np.ndarray, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarr
     bounds, wide = resolution(n, m, source.dtype), n <= m
     out, route = aligned_empty((B, m, n), source.dtype), np.zeros(B, np.int8)
     if plan(B, n, m, source.dtype).engine == "kernel":
-        over_blocks(
-            fused.pinv_range, B, out.size * min(n, m), *source[:5], m, wide, kind, value, digits,
-            tuple(bounds), out, route,
-        )  # fmt: skip
+        _pinv_small(source, wide, (kind, value, digits, tuple(bounds)), out, route)
     else:
         order = min(n, m)
         route[:] = over_large(
@@ -335,3 +365,20 @@ def pinv(F: np.ndarray, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarr
         min(n, m),
     )
     return out, route
+
+
+def _pinv_small(source: Blocks, wide: bool, rule: tuple, out: np.ndarray, route: np.ndarray) -> None:
+    """`pinv` by the Gram matrices of blocks that the kernels take: by a Cholesky factor, or by their eigenpairs."""
+    work = out.size // max(1, len(out)) * min(source.n, source.columns)
+    route[:] = parts.UNCERTIFIED
+    if needs_largest_only(rule[0]):
+        kernel = fused.pinv_wide if wide else fused.pinv_tall
+        over_blocks(kernel, len(out), len(out) * work, *source[:5], source.columns, *rule, out, route)
+    pending = np.flatnonzero(route == parts.UNCERTIFIED)
+    if len(pending):
+        inverses, routes = np.empty((len(pending), *out.shape[1:]), out.dtype), np.zeros(len(pending), np.int8)
+        over_blocks(
+            fused.pinv_range, len(pending), len(pending) * work, *source.only(pending)[:5], source.columns, wide, *rule,
+            inverses, routes,
+        )  # fmt: skip
+        out[pending], route[pending] = inverses, routes

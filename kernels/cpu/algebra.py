@@ -228,17 +228,23 @@ def advance(M, n, y, steps, spare, P, Q):
 
 
 @jit
+def follow_companion(a, m, steps, c):
+    """`advance_companion` a step at a time."""
+    for _ in range(steps):
+        top = c[m - 1]
+        for i in range(m - 1, 0, -1):
+            c[i] = c[i - 1] + top * a[i]
+        c[0] = top * a[0]
+
+
+@jit
 def advance_companion(a, m, steps, c, spare, M, P, Q):
     """c <- (F^+ Fp)^steps c for a full-rank tall block: a scalar recurrence, O(m) a step."""
     if companion_squaring_pays(steps, m):
         companion(a, m, M)
         advance(M, m, c, steps, spare, P, Q)
         return
-    for _ in range(steps):
-        top = c[m - 1]
-        for i in range(m - 1, 0, -1):
-            c[i] = c[i - 1] + top * a[i]
-        c[0] = top * a[0]
+    follow_companion(a, m, steps, c)
 
 
 @jit
@@ -257,51 +263,83 @@ def advance_wide(R, D, n, steps, w, spare, y):
         matvec(D, y, n, n, w)
 
 
+@jit
+def reduced(S, order, last2, kind, value, digits, resolution, work, sweeps, d, Z, G, report):
+    """Normalize S and take its eigenpairs: route, rank to reduce to, rank, edge, scale; the report of one block."""
+    size = trace(S, order)
+    clear(report, 0, 3)
+    route = triage(size, last2)
+    if route != EIGEN:
+        return route, 0, 0, False, 1.0
+    scale = normalize(S, len(S), S.shape[1], size)
+    copy_rows(S, G, order, order)
+    route, kept, threshold, edge = decompose(G, order, kind, value, digits, scale, resolution, work, sweeps, d, Z)
+    report[0] = threshold * scale
+    if kept:
+        report[1] = math.sqrt(d[0]) * scale
+        report[2] = math.sqrt(max(d[kept - 1], 0.0)) * scale
+    usable = route != SVD or not kept or d[kept - 1] > 0.0  # else nothing a Gram matrix could say
+    return route, kept if usable else 0, kept, edge, scale
+
+
 @kernel
-def solve_range(
-    first, last, gram, order, wide, kind, value, digits, resolution, basis, readout, operator, start, rank, reports,
-    edge, route,
-):  # fmt: skip
+def solve_tall(
+    first, last, gram, kind, value, digits, resolution, basis, readout, operator, start, rank, reports, edge, route
+):
     """Reduced operators from Gram matrices. reports[b] = threshold, largest and smallest kept singular value."""
-    rows, columns = gram.shape[1], gram.shape[2]
-    S = matrix(rows, columns)
-    G, Z = tile_of(order, order), tile_of(order, order)
+    order = gram.shape[1] - 1
+    S, G, Z = matrix(order + 1, order + 1), tile_of(order, order), tile_of(order, order)
     d, work, sweeps = vector(order), tile_of(5, order), integers(1, 3)
     for b in range(first, last):
-        copy_rows(gram[b], S, rows, columns)
-        size = trace(S, order)
-        last2 = dot(S[2 * order], S[2 * order], order) if wide else S[order, order]
-        clear(reports[b], 0, 3)
-        route[b] = triage(size, last2)
-        if route[b] != EIGEN:
-            continue
-        scale = normalize(S, 2 * order if wide else rows, columns, size)
-        copy_rows(S, G, order, order)
-        route[b], kept, threshold, edge[b] = decompose(
-            G, order, kind, value, digits, scale, resolution, work, sweeps, d, Z
+        copy_rows(gram[b], S, order + 1, order + 1)
+        route[b], kept, rank[b], edge[b], scale = reduced(
+            S, order, S[order, order], kind, value, digits, resolution, work, sweeps, d, Z, G, reports[b]
         )
-        rank[b] = kept
-        reports[b, 0] = threshold * scale
-        if kept:
-            reports[b, 1] = math.sqrt(d[0]) * scale
-            reports[b, 2] = math.sqrt(max(d[kept - 1], 0.0)) * scale
-        if route[b] == SVD:
-            if kept and d[kept - 1] <= 0.0:
-                continue  # nothing a Gram matrix could say
-        if wide:
-            reduce_weights(S[order:], S[2 * order], order, kept, d, Z, basis[b], readout[b], operator[b], start[b])
-        else:
-            reduce_snapshots(S, order, kept, d, Z, basis[b], operator[b], start[b], work[3])
-            for i in range(order):
-                for r in range(kept):
-                    basis[b, i, r] /= scale  # F, unlike S, has not been scaled
+        reduce_snapshots(S, order, kept, d, Z, basis[b], operator[b], start[b], work[3])
+        for i in range(order):
             for r in range(kept):
-                start[b, r] *= scale
+                basis[b, i, r] /= scale  # F, unlike S, has not been scaled
+        for r in range(kept):
+            start[b, r] *= scale
+
+
+@kernel
+def solve_wide(
+    first, last, gram, kind, value, digits, resolution, basis, readout, operator, start, rank, reports, edge, route
+):
+    """The same of wide blocks."""
+    order = gram.shape[2]
+    S, G, Z = matrix(2 * order, order), tile_of(order, order), tile_of(order, order)
+    d, work, sweeps = vector(order), tile_of(5, order), integers(1, 3)
+    for b in range(first, last):
+        newest = gram[b, 2 * order]
+        copy_rows(gram[b], S, 2 * order, order)
+        route[b], kept, rank[b], edge[b], _ = reduced(
+            S, order, dot(newest, newest, order), kind, value, digits, resolution, work, sweeps, d, Z, G, reports[b]
+        )
+        reduce_weights(S[order:], newest, order, kept, d, Z, basis[b], readout[b], operator[b], start[b])
+
+
+@kernel
+def evolve_near(first, last, readout, operator, start, rank, steps, out):
+    """out[b, k] = readout operator^(steps[k] - 1) start; steps ascend from 1, with gaps for which no squaring pays."""
+    order = operator.shape[1]
+    y, spare = vector(order), vector(order)
+    for b in range(first, last):
+        r = rank[b]
+        copy(start[b], y, 0, order)
+        at = 1
+        for k in range(len(steps)):
+            for _ in range(steps[k] - at):
+                matvec(operator[b], y, r, r, spare)
+                copy(spare, y, 0, r)
+            at = steps[k]
+            matvec(readout[b], y, out.shape[2], r, out[b, k])
 
 
 @kernel
 def evolve_range(first, last, readout, operator, start, rank, steps, out):
-    """out[b, k] = readout operator^(steps[k] - 1) start; steps ascend from 1."""
+    """The same for any gaps."""
     order = operator.shape[1]
     y, spare = vector(order), vector(order)
     P, Q = matrix(order, order), matrix(order, order)

@@ -171,8 +171,9 @@ class _Results(CompileResultCacheImpl):
 class KernelCache(FunctionCache):
     """The compiled signatures of one kernel on disk, for Numba to ask; never raises for what it finds there."""
 
-    def __init__(self, function, purpose: str = ""):
-        """purpose: tells apart what one function is compiled for."""
+    def __init__(self, function, purpose: str = "", announced: bool = False):
+        """purpose: tells apart what one function is compiled for; announced: log when it is not there yet."""
+        self._announced = announced
         self._name, self._py_func, self._impl = repr(function), function, _Results(function, purpose)
         self.enable()
 
@@ -196,6 +197,9 @@ class KernelCache(FunctionCache):
             data = file.load(self._index_key(sig, target_context.codegen()))
             if data is not None:
                 return self._impl.rebuild(target_context, data)
+        if self._announced:
+            when = "once on this machine" if cache_place() else "in every process, for no folder can be written"
+            log.info("compiling kernels, %s: %s", when, self._py_func.__name__)
         return None
 
     def save_overload(self, sig, data):

@@ -302,6 +302,34 @@ def eigh(A, n, d, Z, work, sweeps):
 
 
 @jit
+def solve_rows(R, order, T, end):
+    """T <- (R^T R)^-1 T of the rows of T, over their first `end` numbers, a multiple of LANES; four rows at a time."""
+    for i in range(order):
+        k = 0
+        while k + 4 <= i:
+            subtract4(0, end, R[k, i], R[k + 1, i], R[k + 2, i], R[k + 3, i], T[k], T[k + 1], T[k + 2], T[k + 3], T[i])
+            k += 4
+        for j in range(k, i):
+            add(0, end, -R[j, i], T[j], T[i])
+        scale(0, end, 1.0 / R[i, i], T[i])
+    for i in range(order - 1, -1, -1):
+        k = i + 1
+        while k + 4 <= order:
+            subtract4(0, end, R[i, k], R[i, k + 1], R[i, k + 2], R[i, k + 3], T[k], T[k + 1], T[k + 2], T[k + 3], T[i])
+            k += 4
+        for j in range(k, order):
+            add(0, end, -R[i, j], T[j], T[i])
+        scale(0, end, 1.0 / R[i, i], T[i])
+
+
+@jit
+def clear_rows(A, rows):
+    """Zeros in leading rows."""
+    for i in range(rows):
+        clear(A[i], 0, A.shape[1])
+
+
+@jit
 def copy_rows(A, B, rows, columns):
     """B = A for leading rows x columns parts."""
     for i in range(rows):

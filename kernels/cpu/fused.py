@@ -9,51 +9,48 @@ import numpy as np
 
 from ..plan import CHOLESKY, CONSTANT, EIGEN, NON_FINITE, SVD
 from .algebra import (
-    advance,
-    advance_companion,
-    advance_wide,
     certified,
     decompose,
+    follow_companion,
     inverse_apply,
     normalize,
-    reduce_snapshots,
-    reduce_weights,
     trace,
     triage_block,
-    truncated_solve,
 )
-from .dense import QL_ITERATIONS, ROTATIONS, axpy, cholesky, copy_rows, copy_upper, dot, matvec, solve_upper
+from .dense import axpy, cholesky, copy_rows, copy_upper, dot, solve_rows, solve_upper
 from .gram import (
     apply_snapshots,
     apply_weights,
     gram_snapshots,
     gram_weights,
     is_constant,
+    load,
     mirror,
     padded,
     tile_width,
     whole_width,
 )
 from .jit import jit, jit_sums, kernel
+from .parts import CERTIFIED, UNCERTIFIED, room, run_part
 from .scratch import integers, matrix, tile_of, vector
-from .selection import keeps_constant, squaring_pays
-from .simd import clear, copy
+from .selection import keeps_constant
+from .simd import clear, copy, lanes
 
 SCALARS = 2048  # blocks of one weight that are taken side by side
 
 
 @kernel
 def predict_tall(
-    first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, out, route
+    first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, rest, far, out, route
 ):
-    """out[b] = K^steps x_last, steps >= 1, fused: reads the block twice (the second time from cache)."""
+    """out[b] = K^steps x_last, steps >= 1, fused: reads the block twice (the second time from cache).
+
+    rest, far: addresses of the parts for blocks that are not certified, and for certified ones so many steps on that
+    squaring pays (0: none does); see parts.py.
+    """
     rows = padded(m + 1)
     tile, S = tile_of(rows, tile_width(n, rows)), matrix(rows, rows)
-    R, A, Z = tile_of(m, m + 1), tile_of(m, m), tile_of(m, m)
-    basis, operator, W, P = matrix(m, m), matrix(m, m), matrix(m, m), matrix(m, m)
-    d, y, spare, work, spectrum = vector(m), vector(m), vector(m), tile_of(5, m), matrix(2, m)
-    rotations, sweeps = matrix(2, ROTATIONS * m * m), integers(QL_ITERATIONS * m, 3)
-    c, w = vector(m), vector(n)
+    R, memory, c, y, w = tile_of(m, m + 1), vector(room(m) if rest or far else 0), vector(m), vector(m), vector(n)
     for b in range(first, last):
         begin = offsets[b]
         ahead = offsets[b + 1] if b + 1 < last else -1
@@ -62,13 +59,16 @@ def predict_tall(
         route[b] = triage_block(size, S[m, m], flat, begin, time_stride, stride, n, m + 1)
         clear(c, 0, m)
         if route[b] == NON_FINITE:
-            c[:] = np.nan
-        elif route[b] != EIGEN:
-            pass
-        elif keeps_constant(kind, value) and is_constant(flat, begin, time_stride, stride, n, m + 1):
+            for t in range(m):
+                c[t] = np.nan
+        elif (
+            route[b] == EIGEN
+            and keeps_constant(kind, value)
+            and is_constant(flat, begin, time_stride, stride, n, m + 1)
+        ):
             route[b] = CONSTANT
             c[m - 1] = 1.0  # K x = x
-        else:
+        elif route[b] == EIGEN:
             scale = normalize(S, m + 1, m + 1, size)
             if certified(S, m, kind, value, digits, scale, resolution, R):
                 route[b] = CHOLESKY
@@ -77,23 +77,18 @@ def predict_tall(
                 for i in range(m):
                     y[i] = R[i, m]
                 solve_upper(R, m, y, c)
-                copy(c, d, 0, m)
-                advance_companion(d, m, steps - 1, c, spare, operator, W, P)
-            else:
-                mirror(S, m + 1)
-                copy_rows(S, A, m, m)
-                if steps == 1:
-                    copy(S[m], c, 0, m)
-                    route[b] = truncated_solve(
-                        A, m, c, kind, value, digits, scale, resolution, work, spectrum, rotations, sweeps
-                    )
+                if far:
+                    run_part(far, S, S, c, memory, m, steps, kind, value, digits, scale, resolution)
                 else:
-                    route[b], rank, _, _ = decompose(A, m, kind, value, digits, scale, resolution, work, sweeps, d, Z)
-                    if route[b] == EIGEN:
-                        reduce_snapshots(S, m, rank, d, Z, basis, operator, y, work[0])
-                        advance(operator, rank, y, steps - 1, spare, W, P)
-                        matvec(basis, y, m, rank, c)
-        if route[b] != SVD:
+                    copy(c, y, 0, m)
+                    follow_companion(y, m, steps - 1, c)
+            elif rest:
+                for i in range(m):
+                    c[i] = S[i, m]
+                route[b] = run_part(rest, S, S, c, memory, m, steps, kind, value, digits, scale, resolution)
+            else:
+                route[b] = UNCERTIFIED
+        if route[b] >= 0 and route[b] != SVD:
             apply_snapshots(flat, begin + time_stride, time_stride, stride, n, m, c, w)
             for i in range(n):
                 out[b, i] = w[i]
@@ -101,17 +96,16 @@ def predict_tall(
 
 @kernel
 def predict_wide(
-    first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, out, route
+    first, last, flat, offsets, time_stride, stride, n, m, steps, kind, value, digits, resolution, rest, far, out, route
 ):
-    """out[b] = K^steps x_last, steps >= 1, of wide blocks; one step needs no Fp F^T: x1 = Fp (F^T (C^+ x))."""
+    """out[b] = K^steps x_last, steps >= 1, of wide blocks; one step needs no Fp F^T: x1 = Fp (F^T (C^+ x)).
+
+    rest, far: addresses of the parts for blocks that are not certified, and for certified ones of several steps.
+    """
     rows = padded(n)
     tile = tile_of(rows, whole_width(m + 1, n) + 1)
-    C, D = matrix(rows, rows), matrix(rows, rows)
-    R, A, Z = tile_of(n, n), tile_of(n, n), tile_of(n, n)
-    basis, operator, readout = matrix(n, n), matrix(n, n), matrix(n, n)
-    W, P, work, spectrum = matrix(n, n), matrix(n, n), tile_of(5, n), matrix(2, n)
-    rotations, sweeps = matrix(2, ROTATIONS * n * n), integers(QL_ITERATIONS * n, 3)
-    d, y, spare, w, g = vector(n), vector(n), vector(n), vector(n), vector(m)
+    C, D, R = matrix(rows, rows), matrix(rows, rows), tile_of(n, n)
+    memory, y, spare, w, g = vector(room(n) if rest or far else 0), vector(n), vector(n), vector(n), vector(m)
     many = steps > 1
     for b in range(first, last):
         begin = offsets[b]
@@ -123,7 +117,8 @@ def predict_wide(
         size = trace(C, n)
         route[b] = triage_block(size, dot(w, w, n), flat, begin, time_stride, stride, n, m + 1)
         if route[b] != EIGEN:
-            w[:] = np.nan if route[b] == NON_FINITE else 0.0
+            for i in range(n):
+                w[i] = np.nan if route[b] == NON_FINITE else 0.0
         elif keeps_constant(kind, value) and is_constant(flat, begin, time_stride, stride, n, m + 1):
             route[b] = CONSTANT
         else:
@@ -131,38 +126,25 @@ def predict_wide(
             if many:
                 normalize(D, n, n, size)
             full = certified(C, n, kind, value, digits, scale, resolution, R)
-            if full:
+            part = far if full and many else rest
+            if full and not many:
                 route[b] = CHOLESKY
                 copy_upper(C, R, n, n)
                 cholesky(R, n, n)
-            else:
-                mirror(C, n)
-                copy_rows(C, A, n, n)
-            if full and not many:
                 inverse_apply(R, n, w, spare, y)
-            elif full and squaring_pays(steps, n):
-                for i in range(n):
-                    inverse_apply(R, n, D[i], spare, operator[i])  # K = D C^-1, to be squared
-                advance(operator, n, w, steps, spare, W, P)
-            elif full:
-                advance_wide(R, D, n, steps, w, spare, y)
-            elif not many:
+            elif part:
                 copy(w, y, 0, n)
-                route[b] = truncated_solve(
-                    A, n, y, kind, value, digits, scale, resolution, work, spectrum, rotations, sweeps
-                )
+                route[b] = run_part(part, C, D, y, memory, n, steps, kind, value, digits, scale, resolution)
+                if many:
+                    copy(y, w, 0, n)
             else:
-                route[b], rank, _, _ = decompose(A, n, kind, value, digits, scale, resolution, work, sweeps, d, Z)
-                if route[b] == EIGEN:
-                    reduce_weights(D, w, n, rank, d, Z, basis, readout, operator, y)
-                    advance(operator, rank, y, steps - 1, spare, W, P)
-                    matvec(readout, y, n, rank, w)
-            if not many and route[b] != SVD:
+                route[b] = CERTIFIED if full else UNCERTIFIED
+            if not many and route[b] >= 0 and route[b] != SVD:
                 unscale = 1.0 / (scale * scale)
                 for i in range(n):
                     y[i] *= unscale
                 apply_weights(flat, begin, time_stride, stride, n, m, y, tile, g, w)
-        if route[b] != SVD:
+        if route[b] >= 0 and route[b] != SVD:
             for i in range(n):
                 out[b, i] = w[i]
 
@@ -229,6 +211,69 @@ def predict_scalars(first, last, flat, offsets, time_stride, beside, m, steps, o
                 route[b] = CHOLESKY
                 x *= (crosses[i] / squares[i]) ** steps
             out[b, 0] = x
+
+
+@kernel
+def pinv_tall(first, last, flat, offsets, time_stride, stride, n, m, kind, value, digits, resolution, out, route):
+    """out[b] = F^+ (m, n) of certified tall blocks whose m columns are all of the data: G^-1 F^T by a Cholesky factor.
+
+    Others are left to `pinv_range`, route UNCERTIFIED.
+    """
+    rows = padded(m)
+    tile, S, R = tile_of(rows, tile_width(n, rows)), matrix(rows, rows), tile_of(m, m)
+    for b in range(first, last):
+        begin = offsets[b]
+        gram_snapshots(flat, begin, time_stride, stride, n, m, offsets[b + 1] if b + 1 < last else -1, tile, S)
+        size = trace(S, m)
+        route[b] = UNCERTIFIED
+        if triage_block(size, 0.0, flat, begin, time_stride, stride, n, m) != EIGEN:
+            continue
+        scale = normalize(S, m, m, size)
+        if certified(S, m, kind, value, digits, scale, resolution, R):
+            route[b] = CHOLESKY
+            copy_upper(S, R, m, m)
+            cholesky(R, m, m)
+            unscale = 1.0 / (scale * scale)
+            most = tile_width(n, rows)
+            for i in range(0, n, most):
+                width = min(most, n - i)
+                load(flat, begin + i * stride, time_stride, stride, m, width, -1, tile)
+                solve_rows(R, m, tile, lanes(width))
+                for t in range(m):
+                    row, target = tile[t], out[b, t, i : i + width]
+                    for k in range(width):
+                        target[k] = row[k] * unscale
+
+
+@kernel
+def pinv_wide(first, last, flat, offsets, time_stride, stride, n, m, kind, value, digits, resolution, out, route):
+    """The same of certified wide blocks: F^T C^-1."""
+    rows = padded(n)
+    tile = tile_of(rows, whole_width(m + 1, n) + 1)
+    C, D, R = matrix(rows, rows), matrix(rows, rows), tile_of(n, n)
+    for b in range(first, last):
+        begin = offsets[b]
+        ahead = offsets[b + 1] if b + 1 < last else -1
+        gram_weights(flat, begin, time_stride, stride, n, m, m, False, ahead, tile, C, D)
+        size = trace(C, n)
+        route[b] = UNCERTIFIED
+        if triage_block(size, 0.0, flat, begin, time_stride, stride, n, m) != EIGEN:
+            continue
+        scale = normalize(C, n, n, size)
+        if certified(C, n, kind, value, digits, scale, resolution, R):
+            route[b] = CHOLESKY
+            copy_upper(C, R, n, n)
+            cholesky(R, n, n)
+            unscale = 1.0 / (scale * scale)
+            most = whole_width(m + 1, n)
+            for t in range(0, m, most):
+                width = min(most, m - t)
+                load(flat, begin + t * time_stride, stride, time_stride, n, width, -1, tile)
+                solve_rows(R, n, tile, lanes(width))
+                for k in range(width):
+                    target = out[b, t + k]
+                    for i in range(n):
+                        target[i] = tile[i, k] * unscale
 
 
 @kernel

@@ -13,15 +13,16 @@ import math
 
 import numpy as np
 
-from .dense import axpy, dot
+from .dense import axpy, clear_rows, copy_rows, dot
 from .jit import jit, kernel
-from .scratch import matrix, tile_of
-from .simd import MICRO, MICRO_LANES, add_products, clear, lanes, prefetch, turn4
+from .scratch import matrix, tile_of, vector
+from .simd import MICRO, MICRO_LANES, add_products, address_of, clear, lanes, prefetch, turn4
 
 TILE_ENTRIES = 14400  # of a tile in float64: a ninth of a small L2 cache is as fast, and
 LEAST_TILE = 400  # narrower ones spend their time in the sums' ends
 WHOLE = 1 << 16  # entries of a wide block that is kept whole: half a small L2 cache
 LINE = 64  # bytes in a cache line
+NOTHING, YES = np.int64(0), np.int64(1)  # numbers of which Numba makes no type of their own
 
 
 @jit
@@ -70,8 +71,8 @@ def load(flat, start, row_stride, stride, rows, width, ahead, tile):
                 turn4(flat, first + r, stride, tile[r], tile[r + 1], tile[r + 2], tile[r + 3], i)
             if ahead >= 0:
                 for k in range(i, i + 4):
-                    prefetch(flat, ahead + k * stride)
-                    prefetch(flat, ahead + k * stride + rows - 1)
+                    prefetch(address_of(flat, ahead + k * stride))
+                    prefetch(address_of(flat, ahead + k * stride + rows - 1))
         for i in range(turned, width):
             for r in range(rows):
                 tile[r, i] = flat[start + i * stride + r * row_stride]
@@ -81,17 +82,19 @@ def load(flat, start, row_stride, stride, rows, width, ahead, tile):
 
 
 @jit
-def runs(start, row_stride, stride, rows, width):
-    """Where `load` reads: (start, number of runs, their distance, their length), or none if nothing is contiguous."""
+def runs(flat, start, row_stride, stride, rows, width):
+    """Where `load` reads: (address, number of runs, their distance, their length in bytes), or no runs if nothing is
+    contiguous."""
+    size = flat.itemsize
     if start < 0 or not (stride == 1 or row_stride == 1):
-        return -1, 0, 0, 0
+        return 0, 0, 0, 0
     if stride == 1:
-        return start, rows, row_stride, width
-    return start, width, stride, rows
+        return address_of(flat, start), rows, row_stride * size, width * size
+    return address_of(flat, start), width, stride * size, rows * size
 
 
 @jit
-def products(T, shift, U, rows, width, upper, S, flat, ahead):
+def products(T, shift, U, rows, width, upper, S, ahead):
     """S += T[:, shift:] U^T, MICRO x MICRO entries at a time; only register blocks on or above the diagonal if `upper`.
 
     Meanwhile asks for the memory that `ahead` (see `runs`) describes, evenly over the work: it is then in the L2
@@ -99,35 +102,32 @@ def products(T, shift, U, rows, width, upper, S, flat, ahead):
     """
     at, count, distance, length = ahead
     strips, part = rows // MICRO, tile_width(width, rows)
-    line = LINE // flat.itemsize
-    left = count * ((length + line - 1) // line)
+    left = count * ((length + LINE - 1) // LINE)
     work = (width + part - 1) // part * (strips * (strips + 1) // 2 if upper else strips * strips)
     share, within = 1 + left // work, 0
     for first in range(0, width, part):
         size = min(part, width - first)
         whole = size // MICRO_LANES * MICRO_LANES
         for i in range(0, rows, MICRO):
-            a, b, c = T[i, shift + first :], T[i + 1, shift + first :], T[i + 2, shift + first :]
             for j in range(i if upper else 0, rows, MICRO):
-                x, y, z, p, q, r = U[j, first:], U[j + 1, first:], U[j + 2, first:], S[i], S[i + 1], S[i + 2]
                 if whole:
-                    add_products(whole, a, b, c, x, y, z, p, q, r, j)
-                for k in range(whole, size):
-                    p[j] += a[k] * x[k]
-                    p[j + 1] += a[k] * y[k]
-                    p[j + 2] += a[k] * z[k]
-                    q[j] += b[k] * x[k]
-                    q[j + 1] += b[k] * y[k]
-                    q[j + 2] += b[k] * z[k]
-                    r[j] += c[k] * x[k]
-                    r[j + 1] += c[k] * y[k]
-                    r[j + 2] += c[k] * z[k]
+                    add_products(whole, T, i, shift + first, U, j, first, S)
+                for k in range(first + whole, first + size):
+                    add_outer(T, i, shift + k, U, j, k, S)
                 for _ in range(min(share, left)):
-                    prefetch(flat, at + within)
-                    within += line
+                    prefetch(at + within)
+                    within += LINE
                     if within >= length:
                         at, within = at + distance, 0
                 left -= share
+
+
+@jit
+def add_outer(T, i, k, U, j, last, S):
+    """One number of each row of a register block, of lines `k` and `last`."""
+    for r in range(MICRO):
+        for s in range(MICRO):
+            S[i + r, j + s] += T[i + r, k] * U[j + s, last]
 
 
 @jit
@@ -144,15 +144,14 @@ def gram_snapshots(flat, start, time_stride, stride, n, columns, ahead, tile, S)
 
     While it computes it asks for the next tile, and at the end for the first one of the block at `ahead`.
     """
-    for i in range(len(S)):
-        clear(S[i], 0, S.shape[1])
+    clear_rows(S, len(S))
     most = tile_width(n, padded(columns))
     for i in range(0, n, most):
         width, rest = min(most, n - i), n - i - most
         load(flat, start + i * stride, time_stride, stride, columns, width, -1, tile)
         following = start + (i + most) * stride if rest > 0 else ahead
-        following = runs(following, time_stride, stride, columns, min(most, rest if rest > 0 else n))
-        products(tile, 0, tile, padded(columns), lanes(width), True, S, flat, following)
+        following = runs(flat, following, time_stride, stride, columns, min(most, rest if rest > 0 else n))
+        products(tile, NOTHING, tile, padded(columns), lanes(width), YES, S, following)
 
 
 @jit
@@ -162,18 +161,15 @@ def gram_weights(flat, start, time_stride, stride, n, m, columns, cross, ahead, 
     C and D have padded(n) rows, and so has tile, of whole_width + 1 columns; it holds all of the block afterwards
     if that is m + 1.
     """
-    for i in range(len(C)):
-        clear(C[i], 0, C.shape[1])
-        clear(D[i], 0, D.shape[1])
+    clear_rows(C, len(C))
+    clear_rows(D, len(D))
     most = whole_width(m + 1, n)
-    nothing = runs(-1, 0, 0, 0, 0)
     for t in range(0, m, most):
         width = min(most, m - t)
         held = min(width + 1, columns - t)
         load(flat, start + t * time_stride, stride, time_stride, n, held, ahead if most >= m else -1, tile)
-        products(tile, 0, tile, padded(n), width, True, C, flat, nothing)
-        if cross:
-            products(tile, 1, tile, padded(n), width, False, D, flat, nothing)
+        for shift in range(2 if cross else 1):
+            products(tile, shift, tile, padded(n), width, 1 - shift, D if shift else C, (0, 0, 0, 0))
 
 
 @jit
@@ -239,28 +235,31 @@ def is_finite(flat, start, time_stride, stride, n, columns):
 
 
 @kernel
-def gram_range(first, last, flat, offsets, time_stride, stride, n, columns, wide, out):
-    """out[b]: (columns, columns) of a tall block, (2n+1, n) of a wide one."""
-    rows = padded(n if wide else columns)
-    tile = tile_of(rows, whole_width(columns, n) + 1 if wide else tile_width(n, rows))
-    S, D = matrix(rows, rows), matrix(rows, rows)
+def gram_tall(first, last, flat, offsets, time_stride, stride, n, columns, out):
+    """out[b]: (columns, columns), sums over weights."""
+    rows = padded(columns)
+    tile, S = tile_of(rows, tile_width(n, rows)), matrix(rows, rows)
+    for b in range(first, last):
+        ahead = offsets[b + 1] if b + 1 < last else -1
+        gram_snapshots(flat, offsets[b], time_stride, stride, n, columns, ahead, tile, S)
+        mirror(S, columns)
+        copy_rows(S, out[b], columns, columns)
+
+
+@kernel
+def gram_wide(first, last, flat, offsets, time_stride, stride, n, columns, out):
+    """out[b]: (2n+1, n), sums over snapshots, and the last of them."""
+    rows = padded(n)
+    tile, S, D = tile_of(rows, whole_width(columns, n) + 1), matrix(rows, rows), matrix(rows, rows)
     for b in range(first, last):
         start = offsets[b]
         ahead = offsets[b + 1] if b + 1 < last else -1
-        if wide:
-            gram_weights(flat, start, time_stride, stride, n, columns - 1, columns, True, ahead, tile, S, D)
-            mirror(S, n)
-            for i in range(n):
-                for j in range(n):
-                    out[b, i, j] = S[i, j]
-                    out[b, n + i, j] = D[i, j]
-                out[b, 2 * n, i] = flat[start + (columns - 1) * time_stride + i * stride]
-        else:
-            gram_snapshots(flat, start, time_stride, stride, n, columns, ahead, tile, S)
-            mirror(S, columns)
-            for i in range(columns):
-                for j in range(columns):
-                    out[b, i, j] = S[i, j]
+        gram_weights(flat, start, time_stride, stride, n, columns - 1, columns, True, ahead, tile, S, D)
+        mirror(S, n)
+        copy_rows(S, out[b], n, n)
+        copy_rows(D, out[b, n:], n, n)
+        for i in range(n):
+            out[b, 2 * n, i] = flat[start + (columns - 1) * time_stride + i * stride]
 
 
 @jit
@@ -314,8 +313,20 @@ def apply_to_four(flat, start, time_stride, n, rows, C, W):
 
 
 @kernel
+def combine_few(first, last, flat, offsets, time_stride, stride, n, rows, coefficients, out):
+    """out[k, b] = sum over t of coefficients[b, k, t] snapshot[t], a state at a time."""
+    w = vector(n)
+    for b in range(first, last):
+        for k in range(coefficients.shape[1]):
+            used = used_rows(coefficients[b, k], rows)
+            apply_snapshots(flat, offsets[b], time_stride, stride, n, used, coefficients[b, k], w)
+            for j in range(n):
+                out[k, b, j] = w[j]
+
+
+@kernel
 def combine_range(first, last, flat, offsets, time_stride, stride, n, rows, coefficients, out):
-    """out[k, b] = sum over t of coefficients[b, k, t] snapshot[t]: reads a block once for four states, writes once."""
+    """The same: reads a block once for four states, writes once."""
     W = matrix(4, n)
     for b in range(first, last):
         k, states = 0, coefficients.shape[1]

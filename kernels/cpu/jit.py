@@ -20,7 +20,8 @@ def kernel(function, **options):
     """A compiled function, kept in `cache.cache_place()`."""
     compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
     if isinstance(compiled, Dispatcher):  # it is the function itself under NUMBA_DISABLE_JIT
-        compiled._cache = KernelCache(function)  # what `enable_caching` sets, which raises where it finds no folder
+        # what `enable_caching` sets, which raises where it finds no folder
+        compiled._cache = KernelCache(function, announced=not options.get("no_cpython_wrapper"))
     return compiled
 
 

@@ -12,8 +12,8 @@ from numba.core.imputils import impl_ret_new_ref
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from .jit import jit_allocating
-from .simd import LANES, lanes
+from .jit import jit, jit_allocating
+from .simd import LANES, clear, lanes
 
 ALIGNMENT = 64
 
@@ -54,14 +54,56 @@ def integers(typingctx, rows, columns):
     return kind(types.int64, types.int64), lambda context, builder, _, shape: _allocated(context, builder, kind, shape)
 
 
+def _window(context, builder, kind, memory, arguments):
+    """An array over a part of a row of float64, which must outlive it."""
+    start, *shape = arguments
+    size = ir.Constant(start.type, 8)
+    data = builder.gep(context.make_array(types.Array(types.float64, 1, "C"))(context, builder, memory).data, [start])
+    data = builder.bitcast(data, context.get_data_type(kind.dtype).as_pointer())
+    array = context.make_array(kind)(context, builder)
+    populate_array(
+        array, data=data, shape=shape, strides=[builder.mul(shape[1], size), size], itemsize=size, meminfo=None
+    )
+    return array._getvalue()
+
+
+@intrinsic
+def rows_in(typingctx, memory, start, rows, columns):
+    """float64 (rows, columns) in a row of numbers from `start` on."""
+    kind, number = types.Array(types.float64, 2, "C"), types.int64
+    if memory != types.Array(types.float64, 1, "C"):
+        return None
+
+    def code(context, builder, signature, arguments):
+        return _window(context, builder, kind, arguments[0], arguments[1:])
+
+    return kind(memory, number, number, number), code
+
+
+@intrinsic
+def integers_in(typingctx, memory, start, rows, columns):
+    """int64 (rows, columns) in the memory of a row of numbers from `start` on."""
+    kind, number = types.Array(types.int64, 2, "C"), types.int64
+    if memory != types.Array(types.float64, 1, "C"):
+        return None
+
+    def code(context, builder, signature, arguments):
+        return _window(context, builder, kind, arguments[0], arguments[1:])
+
+    return kind(memory, number, number, number), code
+
+
+@jit
+def stride_of(columns):
+    """Numbers from row to row of a tile with so many columns."""
+    stride = lanes(columns)
+    return stride + LANES if stride % 512 == 0 else stride  # 4096 bytes
+
+
 @jit_allocating
 def tile_of(rows, columns):
     """Zeros (rows, >= columns), every row on a cache line of its own and no two on the same set of the cache."""
-    stride = lanes(columns)
-    if stride % 512 == 0:  # 4096 bytes
-        stride += LANES
-    tile = matrix(rows, stride)
-    for i in range(rows):
-        for j in range(stride):
-            tile[i, j] = 0.0
+    tile = matrix(rows, stride_of(columns))
+    for row in range(rows):
+        clear(tile[row], 0, tile.shape[1])
     return tile

@@ -49,7 +49,7 @@ def _sum(builder, vector):
 
 
 def _rows(*rows):
-    """Whether these are types of float64 rows whose numbers are neighbours."""
+    """Whether these are types of float64 arrays whose rows' numbers are neighbours."""
     return all(isinstance(row, types.Array) and row.dtype == types.float64 and row.layout == "C" for row in rows)
 
 
@@ -238,26 +238,34 @@ def rotate(typingctx, first, last, c, s, x, y):
 
 
 @intrinsic
-def add_products(typingctx, width, a, b, c, x, y, z, p, q, r, at):
-    """p[at:at+3] += a.x, a.y, a.z over `width` numbers, a positive multiple of MICRO_LANES; q of b, r of c likewise.
+def add_products(typingctx, width, T, i, left, U, j, right, S):
+    """S[i:i+3, j:j+3] += T[i:i+3, left:] U[j:j+3, right:]^T over `width` numbers, a positive multiple of MICRO_LANES.
 
     Nine sums of MICRO_LANES each stay in registers; six loads feed nine multiply-adds.
     """
-    rows = (a, b, c, x, y, z, p, q, r)
-    if any(not isinstance(row, types.Array) or row.dtype != types.float64 or row.layout != "C" for row in rows):
+    if any(
+        not isinstance(A, types.Array) or A.dtype != types.float64 or A.layout != "C" or A.ndim != 2 for A in (T, U, S)
+    ):
         return None
     vector = ir.VectorType(DOUBLE, MICRO_LANES)
 
     def code(context, builder, signature, arguments):
-        data = [_data(context, builder, *pair) for pair in zip(signature.args[1:10], arguments[1:10], strict=True)]
-        width, at = arguments[0], arguments[10]
+        width, T, i, left, U, j, right, S = arguments
+        rows = []
+        for kind, A, row, column in ((signature.args[1], T, i, left), (signature.args[4], U, j, right),
+                                     (signature.args[7], S, i, j)):  # fmt: skip
+            array = context.make_array(kind)(context, builder, A)
+            across = builder.sdiv(cgutils.unpack_tuple(builder, array.strides)[0], INDEX(8))
+            for k in range(MICRO):
+                start = builder.add(builder.mul(builder.add(row, INDEX(k)), across), column)
+                rows.append(builder.gep(array.data, [start]))
         before, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
         builder.branch(loop)
         builder.position_at_end(loop)
         k = builder.phi(INDEX)
         k.add_incoming(INDEX(0), before)
         sums = [builder.phi(vector) for _ in range(MICRO * MICRO)]
-        operands = [builder.load(builder.bitcast(builder.gep(row, [k]), ir.PointerType(vector))) for row in data[:6]]
+        operands = [builder.load(builder.bitcast(builder.gep(row, [k]), ir.PointerType(vector))) for row in rows[:6]]
         for operand in operands:
             operand.align = 8
         totals = []
@@ -271,11 +279,12 @@ def add_products(typingctx, width, a, b, c, x, y, z, p, q, r, at):
         builder.position_at_end(done)
         for i, total in enumerate(totals):
             one = _sum(builder, total)
-            entry = builder.gep(data[2 * MICRO + i // MICRO], [builder.add(at, INDEX(i % MICRO))])
+            entry = builder.gep(rows[2 * MICRO + i // MICRO], [INDEX(i % MICRO)])
             builder.store(builder.fadd(builder.load(entry), one), entry)
         return context.get_dummy_value()
 
-    return types.void(types.int64, *rows, types.int64), code
+    number = types.int64
+    return types.void(number, T, number, number, U, number, number, S), code
 
 
 @intrinsic
@@ -313,20 +322,29 @@ def turn4(typingctx, flat, start, stride, p, q, r, s, at):
 
 
 @intrinsic
-def prefetch(typingctx, array, index):
-    """Ask for the cache line of array[index] to be brought to the L2 cache; any index is safe."""
+def address_of(typingctx, array, index):
+    """Where array[index] lies, whether there is such an element or not."""
     if not (isinstance(array, types.Array) and array.ndim == 1):
         return None
 
     def code(context, builder, signature, arguments):
         data = _data(context, builder, signature.args[0], arguments[0])
-        byte = ir.PointerType(ir.IntType(8))
-        integer = ir.IntType(32)
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        return builder.ptrtoint(builder.gep(data, [arguments[1]]), INDEX)
+
+    return types.int64(array, types.int64), code
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Ask for the cache line at an address to be brought to the L2 cache; any is safe."""
+
+    def code(context, builder, signature, arguments):
+        byte, integer = ir.PointerType(ir.IntType(8)), ir.IntType(32)
         call = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(ir.VoidType(), [byte] + [integer] * 3), "llvm.prefetch.p0"
         )
-        builder.call(call, [address] + [ir.Constant(integer, value) for value in (0, 2, 1)])  # read, L2, data
+        where = builder.inttoptr(arguments[0], byte)
+        builder.call(call, [where] + [ir.Constant(integer, value) for value in (0, 2, 1)])  # read, L2, data
         return context.get_dummy_value()
 
-    return types.void(array, types.int64), code
+    return types.void(types.int64), code

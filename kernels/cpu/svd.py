@@ -16,7 +16,7 @@ from ..plan import NON_FINITE, QR, SVD, UNRESOLVED, ZERO
 from .algebra import advance, advance_companion
 from .dense import EPS, NEGLIGIBLE, axpy, dot, dot4, matvec, place_of_largest, swap
 from .gram import apply_snapshots, is_finite, load
-from .jit import jit, jit_allocating, kernel
+from .jit import jit, kernel
 from .scratch import integers, matrix, tile_of, vector
 from .selection import floor, limit, needs_largest_only, select, squaring_pays
 from .simd import LANES, add, clear, copy, inner, lanes, rotate, scale
@@ -194,9 +194,9 @@ def full_rank(L, n, kind, value, digits, size, resolution, W):
     return needed * math.sqrt(inverse_norm2(L, n, W)) < 1.0
 
 
-@jit_allocating
+@jit
 def reduce_triangle(
-    V, places, x, n, m, kind, value, digits, unit, resolution, A, squares, basis, readout, operator, start
+    V, places, x, n, m, kind, value, digits, unit, resolution, A, squares, work, basis, readout, operator, start
 ):
     """The reduced operator from the triangle in V; x is x_last / unit, and the last four are the block's own results.
 
@@ -220,7 +220,6 @@ def reduce_triangle(
     least = floor(kind, length, largest)
     rank, threshold, edge = select(squares, order, kind, value, digits, unit, 0.0, resolution[1] * largest, least)
     orthonormalize(A, order, rank, squares)
-    work = vector(order)
     for k in range(rank):
         size = math.sqrt(squares[k])
         if wide:
@@ -254,6 +253,7 @@ def svd_range(
     order, length, extra = (n, m, n) if wide else (m, n, 1)
     V, v, A = tile_of(order + extra, length), tile_of(1, length)[0], tile_of(order, lanes(order) + extra)
     squares, left, places, x = vector(order), vector(order), integers(1, order)[0], vector(n)
+    work = vector(order)
     for b in range(first, last):
         clear(reports[b], 0, 3)
         unit = scale_of(flat, offsets[b], time_stride, stride, n, m)
@@ -264,7 +264,7 @@ def svd_range(
             for i in range(n):
                 x[i] = flat[offsets[b] + m * time_stride + i * stride] / unit
             route[b], rank[b], reports[b, 0], reports[b, 1], reports[b, 2], edge[b] = reduce_triangle(
-                V, places, x, n, m, kind, value, digits, unit, resolution, A, squares, basis[b], readout[b],
+                V, places, x, n, m, kind, value, digits, unit, resolution, A, squares, work, basis[b], readout[b],
                 operator[b], start[b],
             )  # fmt: skip
 
@@ -326,8 +326,9 @@ def predict_exact(
                     advance_companion(a, m, steps - 1, c, spare, operator, P, Q)
             else:
                 route[b], r, _, _, _, _ = reduce_triangle(
-                    V, places, w, n, m, kind, value, digits, unit, resolution, A, squares, basis, readout, operator, y
-                )
+                    V, places, w, n, m, kind, value, digits, unit, resolution, A, squares, a, basis, readout, operator,
+                    y,
+                )  # fmt: skip
                 advance(operator, r, y, steps - 1, spare, P, Q)
                 matvec(readout if wide else basis, y, order, r, w if wide else c)
             if not wide:

@@ -41,8 +41,8 @@ def rotate(first, last, c, s, x, y):
 
 
 @kernel
-def add_products(width, T, S, at):
-    simd.add_products(width, T[0], T[1], T[2], T[3], T[4], T[5], S[0], S[1], S[2], at)
+def add_products(width, T, i, left, U, j, right, S):
+    simd.add_products(width, T, i, left, U, j, right, S)
 
 
 @kernel
@@ -52,7 +52,7 @@ def turn4(flat, start, stride, T, at):
 
 @kernel
 def touch(array, index):
-    simd.prefetch(array, index)
+    simd.prefetch(simd.address_of(array, index))
 
 
 @pytest.mark.parametrize(("first", "last"), SPANS)
@@ -99,11 +99,12 @@ def test_rotation(rng):
 
 
 @pytest.mark.parametrize("width", [8, 16, 40])
-def test_nine_dot_products(width, rng):
-    T, S = rng.normal(size=(6, WIDTH)), rng.normal(size=(3, 8))
+@pytest.mark.parametrize(("i", "left", "j", "right"), [(0, 0, 0, 0), (3, 1, 0, 7), (1, 0, 4, 2)])
+def test_nine_dot_products(width, i, left, j, right, rng):
+    T, U, S = rng.normal(size=(6, WIDTH + 8)), rng.normal(size=(7, WIDTH + 16)), rng.normal(size=(7, 9))
     expected = S.copy()
-    expected[:, 2:5] += T[:3, :width] @ T[3:, :width].T
-    add_products(width, T, S, 2)
+    expected[i : i + 3, j : j + 3] += T[i : i + 3, left : left + width] @ U[j : j + 3, right : right + width].T
+    add_products(width, T, i, left, U, j, right, S)
     np.testing.assert_allclose(S, expected, rtol=0, atol=1e-13)
 
 
