@@ -15,13 +15,13 @@ PACKAGES = ("fastkoop", "numpy", "numba", "scipy", "torch", "cupy-cuda12x", "cup
 
 def versions() -> dict[str, str | None]:
     """Installed versions of FastKoop and of what it works with; None for what is not there."""
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 def processor() -> str:

@@ -38,7 +38,7 @@ def loss_chart(results: dict) -> str:
         entries.append(("mean of the recorded", STYLE["average"]))
     label = f"{loss_name(results)} of {names['optimizer']} and of Koopman over the phase"
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_text(label)}" xmlns="http://www.w3.org/2000/svg">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_text(label)}">'
         + _legend(entries) + "".join(parts) + "</svg>"
     )  # fmt: skip
 

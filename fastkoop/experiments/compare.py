@@ -72,7 +72,7 @@ def compare(config: Config, tick: Callable[[int, str, int, int], None] = silent)
     machine["compile_seconds"] = compile_kernels(setup.options, _numpy_dtype(setup.dtype))
     results = {"config": setup.described(), "machine": machine, "runs": [], "complete": False}
 
-    def one(seed: int, tick: Tick) -> Iterator[dict]:
+    def runs_of(seed: int, tick: Tick) -> Iterator[dict]:
         run, paths = run_seed(setup, seed, tick)
         if paths is not None and "paths" not in results:
             results["paths"] = paths.as_dict()
@@ -80,7 +80,7 @@ def compare(config: Config, tick: Callable[[int, str, int, int], None] = silent)
             (out / name).unlink(missing_ok=True)
         yield run
 
-    run_seeds(setup, results, out and out / "results.json", one, tick)
+    run_seeds(setup, results, out and out / "results.json", runs_of, tick)
     try:
         if out:
             draw_all(results, out)

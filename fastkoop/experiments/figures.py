@@ -259,9 +259,9 @@ def _values(curves):
 
 def _median_of(results, who, key):
     """The median over seeds of one number; nan when no seed has it."""
-    found = _floats([(run.get(who) or {}).get(key) for run in results.get("runs") or ()])
-    found = found[~np.isnan(found)]
-    return np.median(found) if found.size else np.nan
+    values = _floats([(run.get(who) or {}).get(key) for run in results.get("runs") or ()])
+    values = values[~np.isnan(values)]
+    return np.median(values) if values.size else np.nan
 
 
 def _median(curves, bins=None):

@@ -212,10 +212,10 @@ def run_phases(
         "runs": [], "complete": False, "gradients": plan.gradients, "whole": plan.whole,
     }  # fmt: skip
 
-    def one(seed: int, tick: Tick) -> Iterator[dict]:
+    def runs_of(seed: int, tick: Tick) -> Iterator[dict]:
         yield run_seed(setup, plan, seed, tick)
 
-    run_seeds(setup, results, out / "phases.json", one, tick)
+    run_seeds(setup, results, out / "phases.json", runs_of, tick)
     figures.save(_figure(results), out / "phases.png")
     return results
 

@@ -196,12 +196,12 @@ def sweep(config: Config, grid: dict | None = None, tick: Callable[[int, str, in
     _take_up(results, path)
     compile_kernels(setup.options)
 
-    def one(seed: int, tick: Tick) -> Iterator[dict]:
+    def runs_of(seed: int, tick: Tick) -> Iterator[dict]:
         done = {run["setting"] for run in results["runs"] if run["seed"] == seed}
         if len(done) < len(combinations) or str(seed) not in results["baselines"]:
             yield from _sweep_seed(setup, seed, combinations, done, results, tick)
 
-    run_seeds(setup, results, path, one, tick)
+    run_seeds(setup, results, path, runs_of, tick)
     return results
 
 
@@ -288,7 +288,7 @@ def _well_formed(old) -> bool:
     entries = [entry for baselines in old["baselines"].values() if isinstance(baselines, dict)
                for entry in baselines.values()]  # fmt: skip
     return (
-        all(seed.isdecimal() and isinstance(own, dict) for seed, own in old["baselines"].items())
+        all(seed.isdecimal() and isinstance(entry, dict) for seed, entry in old["baselines"].items())
         and all(isinstance(entry, dict) and {"test_loss", "validation_loss"} <= set(entry) for entry in entries)
         and all(_run_well_formed(run, len(old["settings"]), len(old["horizons"])) for run in old["runs"])
     )

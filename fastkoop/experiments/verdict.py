@@ -229,10 +229,10 @@ def _loss_words(results: dict, name: str) -> list[str]:
                  f"{high:.4g} ({ratio:.3g} times); {seeds}."]  # fmt: skip
     at, loss = (median(both) for both in zip(*map(_dip, runs), strict=True))
     lines.append(f"On the way its test loss is lowest at iteration {at:g}, {loss:.1%} of its start's.")
-    found = paired(*([final_loss(run, side) for run in runs] for side in (KOOPMAN, AVERAGE)))
+    difference = paired(*([final_loss(run, side) for run in runs] for side in (KOOPMAN, AVERAGE)))
     verdict = "beats" if koopman < average else "does not beat"
-    sure = ", which chance may have done" if found.p >= SIGNIFICANT and found.comparable else ""
-    said = f", {found}{sure}" if len(runs) > 1 else ""
+    sure = ", which chance may have done" if difference.p >= SIGNIFICANT and difference.comparable else ""
+    said = f", {difference}{sure}" if len(runs) > 1 else ""
     lines.append(f"It {verdict} the mean of the recorded iterates ({average:.4g}), which costs next to nothing{said}.")
     return [*lines, *_jump_words(results)]
 

@@ -85,13 +85,13 @@ def rows(config: Request, device: Host | Gpu, tick: Callable[[str, int, int], No
     """
     end = time.monotonic() + config.seconds
     least, todo = (4 * device.private_cache, device.batch_bytes), tasks(config, device)
-    workload, made = None, None
+    workload, batch_of = None, None
     for done, task in enumerate(todo):
         tick(f"{task.n}x{task.m} {task.kernel}, {task.data}", done, len(todo))
-        if made != task[:3]:
-            workload, made = None, task[:3]  # the old batch goes before the new one comes
+        if batch_of != task[:3]:
+            workload, batch_of = None, task[:3]  # the old batch goes before the new one comes
             blocks = config.batch(task.n, task.m, device)
-            X = snapshots(task.n, task.m, blocks, config.dtype, last_value(*made), xp=device.xp)
+            X = snapshots(task.n, task.m, blocks, config.dtype, last_value(*batch_of), xp=device.xp)
             workload = Workload(X, rule_of(task.n, task.m), device, least)
             del X  # the problem has it
         call = (workload.parts if task.kernel in PARTS else workload.calls())[task.kernel]
@@ -117,8 +117,8 @@ def _route(kernel: str, result, device: Host | Gpu) -> str | None:
 def row(task: Task, workload: Workload, timing: Timing, route: str | None) -> dict:
     """What one kernel did. Bytes and flops are those of a call, that is of all its blocks."""
     size, blocks, rank = workload.X.dtype.itemsize, workload.batch(task.kernel), workload.rank
-    one = EVERY[task.kernel](task.n, task.m, size, rank)
-    cost = Cost(blocks * one.bytes, blocks * one.flops)
+    block = EVERY[task.kernel](task.n, task.m, size, rank)
+    cost = Cost(blocks * block.bytes, blocks * block.flops)
     return {
         **task._asdict(),
         "blocks": blocks,
@@ -178,7 +178,7 @@ def profile(
         "machine": device.described(),
         "ceilings": [level._asdict() for level in ceilings],
         "first_calls": compiling,
-        "kernels": [{**one, **against(one, config.dtype, ceilings[-1])} for one in measured],
+        "kernels": [{**entry, **against(entry, config.dtype, ceilings[-1])} for entry in measured],
     }
     write_json(out / "profile.json", results)
     write_result(out / "roofline.png", draw(results))

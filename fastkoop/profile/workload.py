@@ -34,8 +34,8 @@ def last_value(n: int, m: int, data: str) -> float:
 def memory(n: int, m: int, blocks: int, dtype: str) -> float:
     """Bytes that profiling this size takes, about: data, result, Gram matrices and Factors, blocks in the making."""
     q, data = min(n, m), n * (m + 2)
-    made = 3 * 8 * data * _distinct(n, m, blocks) / _stacked(n, m)
-    return blocks * (3.0 * data * np.dtype(dtype).itemsize + 8.0 * 8 * q * q) + made
+    making = 3 * 8 * data * _distinct(n, m, blocks) / _stacked(n, m)
+    return blocks * (3.0 * data * np.dtype(dtype).itemsize + 8.0 * 8 * q * q) + making
 
 
 def _distinct(n: int, m: int, blocks: int) -> int:
@@ -53,18 +53,18 @@ def snapshots(n: int, m: int, blocks: int, dtype, last: float, seed: int = 0, xp
 
     xp: whose array it is to be; only distinct blocks travel to a device.
     """
-    rng, made = np.random.default_rng(seed), _distinct(n, m, blocks)
+    rng, distinct = np.random.default_rng(seed), _distinct(n, m, blocks)
     short, long = sorted((n, m))
     times = _stacked(n, m)
-    F = _orthonormal(rng, made, long // times, short) * (np.geomspace(1.0, last, short) / math.sqrt(times))
-    F = np.tile(F @ _orthonormal(rng, made, short, short), (1, times, 1))
+    F = _orthonormal(rng, distinct, long // times, short) * (np.geomspace(1.0, last, short) / math.sqrt(times))
+    F = np.tile(F @ _orthonormal(rng, distinct, short, short), (1, times, 1))
     F = np.pad(F, ((0, 0), (0, long - F.shape[1]), (0, 0)))
     if n <= m:
         F = F.swapaxes(1, 2)
-    X = np.empty((m + 1, made, n), dtype)
+    X = np.empty((m + 1, distinct, n), dtype)
     X[:-1] = F.transpose(2, 0, 1)
-    X[-1] = rng.normal(size=(made, n)) / math.sqrt(n)
-    return xp.take(xp.asarray(X), xp.arange(blocks) % made, axis=1)
+    X[-1] = rng.normal(size=(distinct, n)) / math.sqrt(n)
+    return xp.take(xp.asarray(X), xp.arange(blocks) % distinct, axis=1)
 
 
 def _orthonormal(rng, count: int, rows: int, columns: int) -> np.ndarray:

@@ -25,10 +25,10 @@ def drift(before: Weights, start: Weights, back: int, ahead: int) -> dict[str, t
 
 def layers(weights: Weights) -> dict[str, np.ndarray]:
     """The weights of every layer as one float64 vector."""
-    found: dict[str, list[np.ndarray]] = {}
+    vectors: dict[str, list[np.ndarray]] = {}
     for name, value in weights.items():
-        found.setdefault(name.rpartition(".")[0], []).append(value.double().numpy().ravel())
-    return {layer: np.concatenate(vectors) for layer, vectors in found.items()}
+        vectors.setdefault(name.rpartition(".")[0], []).append(value.double().numpy().ravel())
+    return {layer: np.concatenate(parts) for layer, parts in vectors.items()}
 
 
 def compared(ends: Mapping[str, Weights]) -> dict:
@@ -45,7 +45,7 @@ def compared(ends: Mapping[str, Weights]) -> dict:
     vectors = {name: layers(weights) for name, weights in ends.items()}
     true, start = vectors.pop("optimizer"), vectors.pop("start")
     moved = {layer: true[layer] - start[layer] for layer in true}
-    missed = {name: {layer: own[layer] - true[layer] for layer in true} for name, own in vectors.items()}
+    missed = {name: {layer: end[layer] - true[layer] for layer in true} for name, end in vectors.items()}
     size = _norms(moved)
     return {
         "movement": size,
