@@ -61,6 +61,10 @@ BENCHMARKS = {
         ("names", "--data-dir", "--seeds"),
     ),
     "oscillator": Benchmark("evidence.oscillator", "the paper's first experiment, 25 networks"),
+    "monitor": Benchmark("evidence.monitor", "the spectrum of training, watched: cost, convergence, late generalising"),
+    "pruning": Benchmark(
+        "evidence.pruning", "weights pruned by modes, by magnitude and by a line", ("names", "--data-dir", "--seeds")
+    ),
     "spectra": Benchmark("evidence.spectra", "training runs compared by eigenvalues, as published", ("--redman-dir",)),
     "training": Benchmark(
         "training.run", "three models, killed and resumed, on one rank and on two", ("names", "--data-dir")

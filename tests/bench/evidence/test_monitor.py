@@ -1,0 +1,44 @@
+"""The page of the monitor is what the committed results say, and so are its sentences."""
+
+import itertools
+from statistics import median
+
+from bench.common import pages
+from bench.evidence import monitor
+
+
+def test_the_page_shows_the_committed_results():
+    assert pages.shown("monitor") == monitor.table_of()
+
+
+def test_it_costs_three_percent_of_a_step():
+    assert median(monitor.committed("cost")["shares"]) <= 0.03
+
+
+def test_eigenvalues_gather_at_one_without_noise():
+    runs = monitor.committed("converges")
+    smooth, noisy = ([row["from_one"] for row in runs[name]] for name in ("full batch", "batches of 64"))
+    assert all(later < earlier for earlier, later in itertools.pairwise(smooth))
+    assert runs["full batch"][-1]["stop"] and not any(row["stop"] for row in runs["batches of 64"])
+    assert min(noisy) > 0.05 and noisy[-1] > noisy[0]
+
+
+def test_a_rate_that_fails_shows_in_the_first_window():
+    first = {lr: looks[0]["forecast"] for lr, looks in monitor.committed("rates").items()}
+    last = {lr: looks[-1]["loss"] for lr, looks in monitor.committed("rates").items()}
+    assert max(last, key=last.get) == "3.0" and last["3.0"] > 2
+    assert round(first["3.0"]) == 17 and max(value for lr, value in first.items() if lr != "3.0") <= 1
+
+
+def test_late_generalising_is_not_announced():
+    for looks in monitor.committed("grokking").values():
+        seen = monitor.transition(looks)
+        assert seen["fitted"] < 100 and 2000 < seen["general"] - seen["fitted"] < 3450
+        assert 0.4 < seen["scores"]["residual"]["before"] < 0.6
+        assert all(area < 0.3 for area in seen["scores"]["forecast"].values())
+
+
+def test_area_under_the_curve():
+    assert monitor.auroc([1, 2, 3, 4], [False, False, True, True]) == 1.0
+    assert monitor.auroc([1, 1], [True, False]) == 0.5
+    assert monitor.auroc([1, 2], [True, True]) is None
