@@ -18,6 +18,10 @@ PER_ENTRY = frozenset((
     "sum", "ax", "prev",
 ))  # fmt: skip  # state of PyTorch's optimizers with an entry for every entry of its parameter
 
+OF_SCHEDULERS = frozenset((
+    "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "param_names",
+))  # fmt: skip  # what schedulers and names add to a group
+
 
 def live_of(name: str, thing) -> Live:
     """How a live object is saved, matched and loaded.
@@ -182,14 +186,17 @@ class LiveOptimizer(Live):
         for number, (group, theirs) in enumerate(zip(groups, saved, strict=True)):
             if len(group["params"]) != len(theirs["params"]):
                 raise self._refused(f"{len(group['params'])} parameters in group {number}", f"{len(theirs['params'])}")
-            absent, surplus = set(self.thing.defaults) - set(theirs), set(theirs) - set(group)
-            if absent and surplus:  # either alone is a scheduler's, or another version's
+            absent = set(self.thing.defaults) - set(theirs)
+            surplus = set(theirs) - set(group) - OF_SCHEDULERS
+            if absent and surplus:  # either alone may be another version's
                 expected, got = ", ".join(sorted(absent)), ", ".join(sorted(surplus))
                 raise self._refused(f"the options of a {self.kind} ({expected})", f"{got}, another optimizer's")
         self._check_entries(state["state"], saved)
 
     def _check_entries(self, states: Mapping, saved: list) -> None:
-        """Shapes and dtypes of what the optimizer keeps beside every entry of a parameter."""
+        """Shapes and dtypes of what PyTorch's optimizers keep beside every entry of a parameter."""
+        if not type(self.thing).__module__.startswith("torch.optim"):
+            return
         numbers = [number for group in saved for number in group["params"]]
         parameters = [parameter for group in self.thing.param_groups for parameter in group["params"]]
         by_number = dict(zip(numbers, parameters, strict=True))

@@ -9,7 +9,7 @@ accelerate = pytest.importorskip("accelerate")
 from torch import nn  # noqa: E402
 
 from fastkoop.huggingface import KoopmanCallback  # noqa: E402
-from fastkoop.torch_adapter import Koopman  # noqa: E402
+from fastkoop.torch_adapter import Koopman, KoopmanPhase, step_cost  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
 OPTIONS = {"burn_in": 3, "record": 12, "jump": 6, "rest": 3, "partition": "layer"}
@@ -174,6 +174,26 @@ class TestAccelerate:
             if step + 1 == save:
                 accelerator.save_state(str(folder))
         return weights(model), koopman
+
+    def test_phases_and_costs_look_beneath_its_optimizer(self):
+        accelerator = accelerate.Accelerator(cpu=True)
+        model = nn.Linear(6, 1)
+        model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        phase = KoopmanPhase(model)
+        phase.attach(optimizer)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = model(torch.ones(4, 6)).square().mean()
+            accelerator.backward(loss)
+            return loss
+
+        for _ in range(4):
+            closure()
+            optimizer.step()
+        assert phase.snapshots == 4
+        phase.detach()
+        assert step_cost(model, optimizer, closure, snapshots=3, rounds=1).optimizer_step > 0
 
     @pytest.mark.parametrize("at", [8, 17])
     def test_states_are_saved_and_loaded(self, at, tmp_path):

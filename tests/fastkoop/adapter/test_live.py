@@ -123,6 +123,22 @@ class TestRefused:
         refused(file, f"the state of {which}'s random generator is damaged", model=other, optimizer=other_optimizer)
 
 
+def test_files_of_format_1_are_matched_by_what_they_hold(tmp_path):
+    model, optimizer = trained(torch.optim.Adam)
+    whole = torch.load(save_checkpoint(tmp_path / "last.pt", optimizer=optimizer), weights_only=True)
+    del whole["manifest"]
+    torch.save({**whole, "version": 1}, tmp_path / "old.pt")
+    live = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(RuntimeWarning, match="format 1"):
+        refused(
+            tmp_path / "old.pt",
+            r"expected the options of a SGD \(dampening, .* got amsgrad, .*, another",
+            optimizer=live,
+        )
+    with pytest.warns(RuntimeWarning, match="format 1"):
+        load_checkpoint(tmp_path / "old.pt", optimizer=torch.optim.Adam(model.parameters()))
+
+
 class Stubborn:
     """A part that takes a state, draws random numbers and then fails."""
 
