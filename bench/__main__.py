@@ -60,6 +60,17 @@ BENCHMARKS = {
         "evidence.smooth.run", "full-batch training: gap to the optimum at equal gradients",
         ("names", "--data-dir", "--seeds"),
     ),
+    "phases": Benchmark(
+        "evidence.smooth.phases", "the same through KoopmanPhase: partitions, and velocities moved along",
+        ("names", "--seeds"),
+    ),
+    "noise": Benchmark(
+        "evidence.smooth.noise", "where it stops paying: batches from full to 30, and the forecast's verdict",
+        ("--seeds",),
+    ),
+    "forecast": Benchmark(
+        "evidence.smooth.rule", "the forecast's rule on recordings that did not choose it", ("--data-dir", "--seeds")
+    ),
     "oscillator": Benchmark("evidence.oscillator", "the paper's first experiment, 25 networks"),
     "monitor": Benchmark("evidence.monitor", "the spectrum of training, watched: cost, convergence, late generalising"),
     "pruning": Benchmark(

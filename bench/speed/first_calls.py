@@ -77,13 +77,12 @@ def run(options: argparse.Namespace) -> None:
     if options.repeat < 1:
         raise InputError("--repeat: expected at least 1")
     names = pages.select(options.names, FUNCTIONS, "function")
-    repeats = []
+    repeats, folder, environment = [], options.out or FOLDER, origin.environment(Host())
+    folder.mkdir(parents=True, exist_ok=True)
     for number in range(options.repeat):
         print(f"== repeat {number + 1} of {options.repeat}", flush=True)
         repeats.append(once(names))
-    folder = options.out or FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "now.json", {"environment": origin.environment(Host()), "repeats": repeats})
+        write_json(folder / "now.json", {"environment": environment, "repeats": repeats})
 
 
 def seconds(results: dict, *keys: str, kind: str = "calls") -> list[float]:

@@ -12,6 +12,8 @@ pytest.importorskip("torch")
 import bench
 from bench.__main__ import BENCHMARKS, OPTIONS, main, parse, parser
 
+SHARED = {"gpu": "cuda", "phases": "smooth", "noise": "forecast", "frameworks": "training"}  # pages by other names
+
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_has_its_verbs_and_a_page(name):
@@ -19,7 +21,7 @@ def test_every_benchmark_has_its_verbs_and_a_page(name):
     module = importlib.import_module(f"bench.{benchmark.module}")
     assert all(callable(getattr(module, verb)) for verb in benchmark.verbs)
     assert set(benchmark.options) <= set(OPTIONS)
-    page = {"gpu": "cuda"}.get(name, name)
+    page = SHARED.get(name, name)
     assert (bench.PAGES / f"{page}.md").read_text().startswith("# ")
 
 

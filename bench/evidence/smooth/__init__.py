@@ -1,1 +1,1 @@
-"""Smooth training: full-batch gradient descent, where operators extrapolate, beside every cheap alternative."""
+"""Smooth training: full-batch gradient descent, where operators extrapolate, beside every alternative."""

@@ -70,6 +70,11 @@ def operator(states: np.ndarray, rank: int = 8) -> fastkoop.KoopmanOperator:
     )
 
 
+def forecast(states: np.ndarray, rank: int = 8):
+    """What the operator says of its own recording: (error, baseline, pays)."""
+    return operator(states, rank).forecast().overall
+
+
 def koopman(states: np.ndarray, rank: int = 8) -> np.ndarray:
     """The operator's states."""
     return operator(states, rank).predict(AHEAD)[0].T

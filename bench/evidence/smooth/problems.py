@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from torch.func import functional_call
 
 from fastkoop.checks import InputError
-from fastkoop.experiments.problems import datasets
+from fastkoop.experiments.problems import datasets, mnist_files
 from fastkoop.experiments.problems.oscillator import Oscillator
 
 
@@ -44,9 +44,8 @@ class Problem:
         return self.value_and_gradient(w)[0]
 
 
-def softmax(X: np.ndarray, labels: np.ndarray, l2: float) -> Callable:
+def softmax(X: np.ndarray, labels: np.ndarray, l2: float, classes: int = 10) -> Callable:
     """Mean cross-entropy of a linear classifier X (N, features), with l2 / 2 |w|^2; w is (features, classes), flat."""
-    classes = int(labels.max()) + 1
     rows = np.arange(len(X))
 
     def value_and_gradient(w: np.ndarray) -> tuple[float, np.ndarray]:
@@ -90,8 +89,10 @@ def with_bias(images: np.ndarray) -> np.ndarray:
 @functools.cache
 def images(name: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """`count` training images of a data set and their labels, drawn by the seed; pixels in [0, 1]."""
-    if name == "mnist" and not os.environ.get(datasets.DATA_DIR):  # a benchmark downloads nothing unasked
-        raise InputError(f"mnist: expected its four files in a folder; name it with --data-dir or {datasets.DATA_DIR}")
+    if name == "mnist" and not os.environ.get(mnist_files.DATA_DIR):  # a benchmark downloads nothing unasked
+        raise InputError(
+            f"mnist: expected its four files in a folder; name it with --data-dir or {mnist_files.DATA_DIR}"
+        )
     data = datasets.load(name)
     chosen = np.random.default_rng(seed).permutation(len(data.train_images))[:count]
     return (data.train_images[chosen] + 1) / 2, data.train_labels[chosen]

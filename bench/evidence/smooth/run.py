@@ -21,7 +21,7 @@ from statistics import median
 
 from bench import RESULTS
 from bench.common import origin, pages
-from fastkoop.experiments.problems.datasets import DATA_DIR
+from fastkoop.experiments.problems.mnist_files import DATA_DIR
 from fastkoop.experiments.training import torch_threads
 from fastkoop.files import write_json
 from fastkoop.profile.devices import Host
@@ -32,6 +32,7 @@ from .train import run as run_method
 
 FOLDER = RESULTS / "smooth"
 TUNING_SEED = 100
+ROUNDING = 1e-16  # a gap below this is none
 METHODS = ("none", "line", "secant", "RNA", "Anderson", "Nesterov", "Koopman", "L-BFGS")
 WHOLE = "Koopman, velocities moved along"
 HEADS = {
@@ -105,7 +106,7 @@ def gap(value: float) -> str:
     """
     if math.isinf(value):
         return "∞"
-    return "< 1e-16" if value < 1e-16 else f"{value:.2g}" if value >= 1e-3 else f"{value:.0e}"
+    return "< 1e-16" if value < ROUNDING else f"{value:.2g}" if value >= 1e-3 else f"{value:.0e}"
 
 
 def row(found: dict) -> tuple:
@@ -121,7 +122,8 @@ def row(found: dict) -> tuple:
             continue
         middle = gap(middles[method])
         middle = f"**{middle}**" if middles[method] == first else middle
-        cells.append(f"{middle} ({gap(min(values))} to {gap(max(values))})")
+        low, high = gap(min(values)), gap(max(values))
+        cells.append(middle if low == high else f"{middle} ({low} to {high})")
     return (f"{found['words']} ({found['budget']})", *cells)
 
 
@@ -140,7 +142,7 @@ def seconds_row(found: dict) -> tuple:
 def ahead(found: dict) -> list[str]:
     """Which of Nesterov and L-BFGS end below Koopman's best form, by medians."""
     ours = min(median(values) for method in ("Koopman", WHOLE) if (values := gaps(found, method)))
-    return [method for method in ("Nesterov", "L-BFGS") if median(gaps(found, method)) < max(ours, 1e-16)]
+    return [name for name in ("Nesterov", "L-BFGS") if median(gaps(found, name)) < ours and ours >= ROUNDING]
 
 
 def verdict(results: dict[str, dict]) -> str:

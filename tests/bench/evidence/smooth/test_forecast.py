@@ -1,0 +1,78 @@
+"""The page on the forecast is what the committed results say; its shares are counted right; noise ends what pays."""
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from bench.common import pages  # noqa: E402
+from bench.evidence.smooth import methods, noise, rule  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """The committed recordings."""
+    return json.loads(rule.FILE.read_text())
+
+
+@pytest.fixture(scope="module")
+def swept():
+    """The committed sweep over batches."""
+    return json.loads(noise.FILE.read_text())
+
+
+def test_the_page_shows_the_committed_results(judged, swept):
+    assert pages.shown("forecast", "verdict") == rule.verdict(judged)
+    assert pages.shown("forecast", "rule") == rule.table_of(judged)
+    assert pages.shown("forecast", "noise") == noise.table_of(swept)
+
+
+def test_ten_settings_five_seeds_eight_recordings(judged):
+    assert list(judged["settings"]) == list(rule.SETTINGS) and len(rule.SETTINGS) == 10
+    for runs in judged["settings"].values():
+        assert [len(run) for run in runs] == [rule.RECORDINGS] * 5
+
+
+def test_the_forecast_beats_the_reports_and_the_majority(judged):
+    every = [one for runs in judged["settings"].values() for run in runs for one in run]
+    found = rule.shares(every)
+    others = [rule.in_hindsight(every, report)[0] for report in ("holdout", "residual")]
+    assert found["accuracy"] > max(found["pays"], 1 - found["pays"])
+    assert max(others) < 0.9 and found["pays given yes"] > 0.8 > 0.15 > found["pays given no"]
+
+
+def test_noise_ends_what_pays_and_the_forecast_says_so(swept):
+    by_batch = {one["batch"]: one["rows"] for one in swept["batches"]}
+    assert list(by_batch) == list(noise.BATCHES)
+    for batch, rows in by_batch.items():
+        assert all(len(row["runs"]) == 5 for row in rows.values()), batch
+    full, least = by_batch[1200], by_batch[30]
+    cheap = min(noise.middle(full[name]) for name in ("line", "secant", "mean"))
+    assert noise.middle(full["Koopman"]) < 0.01 * cheap and noise.verdicts(full["Koopman"])[0] > 0.9
+    assert noise.middle(least["Koopman"]) > min(noise.middle(least[name]) for name in ("line", "secant", "mean"))
+    assert noise.verdicts(least["Koopman"])[0] < 0.1
+
+
+def test_shares_are_counted_right():
+    says, pays = (True, True, False, False, False), (True, False, True, False, False)
+    made = [{"says": a, "pays": b, "residual": value}
+            for a, b, value in zip(says, pays, (0.1, 0.9, 0.2, 0.8, None), strict=True)]  # fmt: skip
+    found = rule.shares(made)
+    assert found["accuracy"] == pytest.approx(0.6) and (found["yes"], found["no"]) == (2, 3)
+    assert found["pays given yes"] == 0.5 and found["pays given no"] == pytest.approx(1 / 3)
+    assert rule.in_hindsight(made, "residual") == (1.0, 0.2)
+    assert rule.shares(made[2:])["pays given yes"] is None and rule.percent(None) == "-"
+
+
+def test_a_forecast_tells_a_smooth_path_from_noise(rng):
+    rates = np.array([0.99, 0.95, 0.9])
+    smooth = 1.0 + rates ** np.arange(13)[:, None] @ np.linalg.qr(rng.normal(size=(30, 3)))[0].T
+    assert methods.forecast(smooth).pays
+    assert not methods.forecast(rng.normal(size=(13, 30)).cumsum(axis=0)).pays
+
+
+def test_snapshots_are_means_of_the_window():
+    w, states = noise.recording(lambda w: w + 1, np.zeros(2), pairs=2, window=4)
+    assert np.array_equal(states[:, 0], [2.5, 6.5, 10.5]) and w[0] == 12
