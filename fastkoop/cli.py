@@ -1,4 +1,4 @@
-"""The command line: fastkoop compare | sweep | phases | report | spectra | profile | info.
+"""The command line: fastkoop compare | sweep | phases | report | spectra | profile | warmup | info.
 
 Errors are one sentence; exit 0 done, 2 bad input, 1 anything else.
 """
@@ -362,6 +362,20 @@ def _profile(options: dict) -> None:
         raise KeyboardInterrupt("interrupted; kept nothing") from None
     show(results, console())
     say(f"roofline.png and profile.json are in {request.out}")
+
+
+@app.command()
+def warmup(
+    everything: Annotated[bool, typer.Option("--all", help="Every kernel, not just those of a first predict.")] = False,
+) -> None:
+    """Compile kernels ahead, for images and CI, and say how many seconds each took."""
+    with sentences():
+        from .backends import kernels
+
+        say([f"compiled kernels are kept in {kernels.cache_place() or 'memory only'}"])
+        seconds = kernels.warm_up(everything)
+        width = max(map(len, seconds))
+        say(f"{name.ljust(width)}  {second:7.2f} s" for name, second in seconds.items())
 
 
 @app.command()

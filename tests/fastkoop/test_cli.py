@@ -66,6 +66,19 @@ def test_info_names_versions_and_device():
     assert "numba" in done.stdout and "device" in done.stdout and "threads" in done.stdout
 
 
+def test_warmup_says_seconds_per_kernel(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "fastkoop.kernels.warm_up", lambda all: asked.append(all) or {"predict, float32": 1.5, "fit": 0.25}
+    )
+    for arguments in ([], ["--all"]):
+        done = CliRunner().invoke(app, ["warmup", *arguments])
+        lines = done.stdout.splitlines()
+        assert done.exit_code == 0 and lines[0].startswith("compiled kernels are kept in")
+        assert lines[-2:] == ["predict, float32     1.50 s", "fit                  0.25 s"]
+    assert asked == [False, True]
+
+
 def test_a_gpu_without_cupy_is_one_sentence_that_names_the_extras(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "cupy", None)
     backend.cache_clear()
