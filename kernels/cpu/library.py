@@ -241,10 +241,15 @@ def reduce_pairs(F: np.ndarray, Fp: np.ndarray, last: np.ndarray, cutoff, digits
     if not F.any():  # only x_last is not zero: F^+ = 0
         return empty(min(n, m), ZERO)
     U, s, Vt, rank, threshold, edge = truncated_svd(F, cutoff, digits, bounds, scale)
-    coordinates = Vt.T / s
+    coordinates, start = Vt.T / s, U.T @ last
     W = Fp @ coordinates
-    basis, readout = (U, W) if n <= m else (coordinates / scale, coordinates / scale)
-    return Reduced(basis, readout, U.T @ W, U.T @ last * scale, rank, threshold * scale, *ends(s, scale), edge, SVD)
+    with np.errstate(over="ignore"):
+        basis, readout = (U, W) if n <= m else (coordinates / scale,) * 2
+    if np.isfinite(basis).all():
+        start *= scale
+    else:  # float64 does not hold the inverses of subnormal numbers, but those of coordinates in units of `scale`
+        readout = coordinates
+    return Reduced(basis, readout, U.T @ W, start, rank, threshold * scale, *ends(s, scale), edge, SVD)
 
 
 def combine(block: np.ndarray, coefficients: np.ndarray, out: np.ndarray) -> None:

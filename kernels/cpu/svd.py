@@ -198,10 +198,11 @@ def full_rank(L, n, kind, value, digits, size, resolution, W):
 def reduce_triangle(
     V, places, x, n, m, kind, value, digits, unit, resolution, A, squares, work, basis, readout, operator, start
 ):
-    """The reduced operator from the triangle in V; x is x_last / unit, and the last four are the block's own results.
+    """The reduced operator of a block divided by `unit`, from its triangle in V, x = x_last / unit; the last four are
+    the block's own results.
 
-    Returns (route, rank, threshold, largest and smallest kept singular value, edge); route UNRESOLVED where the
-    iteration fails.
+    Returns (route, rank, threshold, largest and smallest kept singular value, edge), the values in the units of the
+    block itself; route UNRESOLVED where the iteration fails.
     """
     wide = n <= m
     order, length = (n, m) if wide else (m, n)
@@ -223,14 +224,14 @@ def reduce_triangle(
     for k in range(rank):
         size = math.sqrt(squares[k])
         if wide:
-            start[k] = dot(A[k], x, n) * unit
+            start[k] = dot(A[k], x, n)
             matvec(A, A[k, beside:], rank, n, work)
             for i in range(rank):
                 operator[i, k] = work[i] / size
             for i in range(n):
                 basis[i, k], readout[i, k] = A[k, i], A[k, beside + i] / size
         else:
-            start[k] = A[k, beside] * unit
+            start[k] = A[k, beside]
             for j in range(m - 1):
                 work[j] = A[k, j + 1] * size
             work[m - 1] = A[k, beside]
@@ -238,7 +239,7 @@ def reduce_triangle(
             for i in range(rank):
                 operator[k, i] /= math.sqrt(squares[i])
             for i in range(m):
-                basis[i, k] = A[k, i] / size / unit
+                basis[i, k] = A[k, i] / size
     smallest = math.sqrt(squares[rank - 1]) * unit if rank else 0.0
     return SVD, rank, threshold * unit, largest * unit if rank else 0.0, smallest, edge
 
@@ -267,6 +268,13 @@ def svd_range(
                 V, places, x, n, m, kind, value, digits, unit, resolution, A, squares, work, basis[b], readout[b],
                 operator[b], start[b],
             )  # fmt: skip
+            for k in range(rank[b]):
+                start[b, k] *= unit
+                if not wide:
+                    for i in range(m):
+                        basis[b, i, k] /= unit
+                        if not math.isfinite(basis[b, i, k]):  # float64 holds no inverse of a subnormal number
+                            route[b], rank[b] = UNRESOLVED, 0
 
 
 @jit
@@ -331,6 +339,9 @@ def predict_exact(
                 )  # fmt: skip
                 advance(operator, r, y, steps - 1, spare, P, Q)
                 matvec(readout if wide else basis, y, order, r, w if wide else c)
+                if wide:
+                    for i in range(n):
+                        w[i] *= unit
             if not wide:
                 apply_snapshots(flat, begin + time_stride, time_stride, stride, n, m, c, w)
         for i in range(n):

@@ -411,6 +411,16 @@ class TestFourSteps:
         assert not kernels.reconstruct(X, factors.readout.transpose(0, 2, 1)).any()
 
 
+@pytest.mark.parametrize("steps", [10, 10**3, 10**6])
+def test_a_straight_line_far_ahead(steps, rng):
+    """A Jordan block at 1: states grow with the steps, and so does what becomes of an error (the guide to accuracy)."""
+    start, slope = rng.normal(size=(2, 40))
+    X = (start + slope * np.arange(3)[:, None])[:, None]
+    got = kernels.predict(X, steps, ("relative", 1e-9))[0][0]
+    moved = steps * np.linalg.norm(slope)
+    assert np.linalg.norm(got - (start + slope * (steps + 2))) <= 1e-9 * steps**2 * moved + 1e-12
+
+
 class TestPinv:
     @pytest.mark.parametrize(("n", "m"), SHAPES)
     def test_every_shape(self, n, m, dtype, rng):

@@ -3,8 +3,9 @@
 import mpmath
 import numpy as np
 import pytest
-from cases import EPS64, Doors, assert_states, dying, tile, tile_of, time_major, with_singular_values
+from cases import EPS64, Doors, assert_states, dying, tile, tile_of, time_major, truth, with_singular_values
 
+from fastkoop import kernels
 from fastkoop.kernels import cpu
 from fastkoop.kernels.cpu import library, simd
 from fastkoop.kernels.cpu import svd as module
@@ -251,3 +252,33 @@ def test_lapack_takes_over(monkeypatch, rng):
     np.testing.assert_array_equal(found.rank, expected.rank)
     np.testing.assert_allclose(found.smallest, expected.smallest, rtol=1e-9)
     np.testing.assert_array_equal(found.basis[[0, 2]], expected.basis[[0, 2]])
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-308, 1e-310, 1e-315, 1e-320, 1e300])
+@pytest.mark.parametrize("kind", ["moving", "constant", "rank one"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_scales_at_the_ends_of_float64(scale, kind, wide, rng):
+    """Subnormal blocks keep what digits they have, in one call and by an operator, to the same rounding."""
+    base = rng.normal(size=(18, 33)).cumsum(axis=0)
+    X = {
+        "moving": base,
+        "constant": np.repeat(base[:1], 18, axis=0),
+        "rank one": np.outer(0.9 ** np.arange(18), base[0]),
+    }
+    X = X[kind] / np.abs(X[kind]).max() * scale
+    X = np.ascontiguousarray(X.T if wide else X)[:, None]
+    exponent = 1 - np.frexp(np.abs(X).max())[1]
+    scaled = np.ldexp(X[:, 0].T, exponent)  # exactly
+    rounding = 1e-12 + 64 * 2.0**-1074 / scale
+    cutoff = ("relative", 4 * rounding if kind == "rank one" else 1e-14)
+    factors = kernels.fit(X, cutoff)
+    for steps in (1, 3):
+        expected = truth(scaled, steps, cutoff)
+        got = [
+            kernels.predict(X, steps, cutoff)[0],
+            kernels.reconstruct(X, kernels.evolve(factors, np.array([steps])))[0],
+        ]
+        for states in got:
+            size = max(np.linalg.norm(expected), np.linalg.norm(scaled[:, -1]))  # a state may decay into rounding
+            error = np.linalg.norm(np.ldexp(states[0], exponent) - expected) / size
+            assert error <= (1e3 if kind == "moving" else 1) * 40 * rounding
