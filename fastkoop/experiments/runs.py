@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 from torch import nn
 
+from ..backends import kernels
 from ..checks import InputError
 from ..cutoff import Rank
 from ..files import write_json
@@ -96,6 +97,7 @@ def _write(results: dict, path: pathlib.Path | None) -> None:
 def compile_kernels(options: Options, dtype=np.float32) -> float:
     """Make Numba compile (or load) what a comparison calls, so that no step is timed doing it; seconds."""
     began = time.perf_counter()
+    kernels.warm_up(all=True)  # a block may need any way through, and the first that does would be timed compiling it
     random = np.random.default_rng(0)
     observables = options.observables
     halves, (delay, affine) = 1 + observables.momentum, observables.observed
