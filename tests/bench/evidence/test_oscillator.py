@@ -116,8 +116,8 @@ def test_networks_trained_together_are_what_the_command_trains():
         other = replayed.make_model(seed)
         idle = bench.make_optimizer("adadelta", other, 1.0)
         for iteration in range(20):
-            problem.train_step(model, optimizer)
-            replayed.train_step(other, idle)
+            bench.train_step(problem, model, optimizer)
+            replayed.train_step(other, idle, None)
             for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
                 if iteration + 1 >= 5:
                     torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
@@ -126,10 +126,9 @@ def test_networks_trained_together_are_what_the_command_trains():
 def test_differentiating_twice_is_the_same_step():
     problem = bench.Oscillator(dtype=torch.float64)
     models = [problem.make_model(0) for _ in range(2)]
-    steps = (problem.train_step, lambda *both: bench.step_by_double_autograd(problem, *both))
-    for step, model in zip(steps, models, strict=True):
+    for step, model in zip((bench.train_step, bench.step_by_double_autograd), models, strict=True):
         optimizer = bench.make_optimizer("adadelta", model, 1.0)
         for _ in range(5):
-            step(model, optimizer)
+            step(problem, model, optimizer)
     for mine, theirs in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
