@@ -268,11 +268,28 @@ class GroupBuffer:
                 into(local(member), piece, states)
 
     @torch.no_grad()
-    def move(self, states: Sequence[torch.Tensor], held: Sequence[torch.Tensor | None] | None = None) -> int:
-        """Set the parameters to the states of their blocks; how many blocks were kept as not finite."""
-        rows, kept = self.checked(states, held)
+    @property
+    def waits(self) -> bool:
+        """Whether the host may look at numbers: on a GPU it would have to wait for them."""
+        return self.device.type == "cpu" or self._spread is not None
+
+    def move(self, states: Sequence[torch.Tensor], held: Sequence[torch.Tensor | None] | None = None) -> None:
+        """Set the parameters to the states of their blocks; those that are not finite, or held, keep their value."""
+        rows, _ = self.checked(states, held) if self.waits else (self._unseen(states, held), 0)
         self.apply(rows)
-        return kept
+
+    @torch.no_grad()
+    def _unseen(self, states: Sequence[torch.Tensor], held: Sequence[torch.Tensor | None] | None) -> torch.Tensor:
+        """Rows as `checked` has them, without a look at any number."""
+        kept = []
+        for state, stay in zip(states, held or [None] * len(states), strict=True):
+            bad = ~(state.abs() <= self.largest).all(dim=-1)
+            bad = bad if stay is None else bad | stay
+            kept.append(bad[..., None].expand(state.shape).reshape(self.group.rows, -1))
+        rows = [state.reshape(self.group.rows, -1) for state in states]
+        if len(rows) > 1:
+            return torch.where(torch.cat(kept, dim=1), self.current(), torch.cat(rows, dim=1))
+        return torch.where(kept[0], self.current(), rows[0])
 
     @torch.no_grad()
     def checked(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Number
@@ -194,26 +194,40 @@ def _kind(loss) -> str:
 
 def _round(phase, optimizer, closure, ahead: int, jump_steps: int) -> dict[str, float]:
     """Seconds of everything once, one after the other; the parameters end where the optimizer left them."""
+    seconds = Clock({recording.device for recording in phase.parts.recordings}).seconds
     trained, recorded = [], []
     for _ in range(OPTIMIZER_STEPS):
-        trained.append(_seconds(lambda: optimizer.step(closure)))
-        recorded.append(sum(_seconds(phase.record) for _ in range(phase.every)) / phase.every)
+        trained.append(seconds(lambda: optimizer.step(closure)))
+        recorded.append(sum(seconds(phase.record) for _ in range(phase.every)) / phase.every)
     costs = {"optimizer_step": median(trained), "record": median(recorded)}
-    costs["fit"] = _seconds(phase.fit)
-    costs["first_step"] = _seconds(phase.step)
-    costs["step"] = median(_seconds(phase.step) for _ in range(KOOPMAN_STEPS))
+    costs["fit"] = seconds(phase.fit)
+    costs["first_step"] = seconds(phase.step)
+    costs["step"] = median(seconds(phase.step) for _ in range(KOOPMAN_STEPS))
     phase.rollback()
-    costs["ahead_step"] = _seconds(lambda: [phase.step(ahead=ahead) for _ in range(ahead)]) / ahead
+    costs["ahead_step"] = seconds(lambda: [phase.step(ahead=ahead) for _ in range(ahead)]) / ahead
     phase.rollback()
-    costs["jump"] = phase.jump(jump_steps).seconds
+    costs["jump"] = seconds(lambda: phase.jump(jump_steps))
     phase.rollback()
     return costs
 
 
-def _seconds(work: Callable) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+class Clock:
+    """Seconds of a call with all that it asked of GPUs, none of which works on what came before."""
+
+    def __init__(self, devices: Iterable[torch.device]):
+        self._gpus = [device for device in devices if device.type == "cuda"]
+
+    def seconds(self, work: Callable) -> float:
+        """Of one call."""
+        self._wait()
+        began = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - began
+
+    def _wait(self) -> None:
+        for device in self._gpus:
+            torch.cuda.synchronize(device)
 
 
 @contextmanager

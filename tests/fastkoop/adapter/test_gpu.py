@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 nn = torch.nn
 
 import fastkoop as fk  # noqa: E402
-from fastkoop.torch_adapter import KoopmanPhase, Limits  # noqa: E402
+from fastkoop.torch_adapter import KoopmanPhase, Limits, step_cost  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -83,3 +83,52 @@ def test_plan_names_both_devices():
     *_, far = pair(storage_device="cpu")
     assert far.plan().storage_device == "cpu" and far.plan().fit_bytes > 0
     assert far.parts.recordings[0].buffer.is_pinned()
+
+
+class TestNothingIsCopiedToTheHost:
+    """PyTorch raises where an operation would make the host wait."""
+
+    @pytest.fixture(autouse=True)
+    def strict(self):
+        yield
+        torch.cuda.set_sync_debug_mode("default")
+
+    @pytest.mark.parametrize("partition", ["node", "layer"])
+    def test_inside_a_step(self, partition):
+        *_, far = pair(partition=partition)
+        far.step()  # compiles and fits
+        torch.cuda.set_sync_debug_mode("error")
+        far.step()
+        far.step(3)
+
+    def test_inside_a_recording(self):
+        *_, far = pair()
+        torch.cuda.set_sync_debug_mode("error")
+        far.record()
+
+    def test_in_a_profile_of_the_device(self):
+        from fastkoop.profile.devices import Gpu
+
+        device = Gpu()
+        X = device.put(torch.randn(9, 20, 785).numpy())
+        device.kernels.predict(X, 1, ("relative", 1e-6))  # compiles
+        torch.cuda.set_sync_debug_mode("error")
+        device.kernels.predict(X, 1, ("relative", 1e-6))
+
+
+def test_step_cost_on_the_device():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 12), nn.Tanh(), nn.Linear(12, 5)).cuda()
+    optimizer = torch.optim.Adam(model.parameters())
+    x = torch.randn(16, 30, device="cuda")
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    cost = step_cost(model, optimizer, closure, snapshots=5, rounds=2)
+    assert cost.step > 0 and cost.in_optimizer_steps("optimizer_step") == 1.0
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
