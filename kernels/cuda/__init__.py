@@ -165,8 +165,7 @@ class Cuda:
         size, blocks = X.dtype.itemsize, math.prod(X.shape[1:-1])
         shape = shape_of(kernel, n, m, len(X), wide, size)
         how = launch_of(shape, self.device)
-        along, *others = (X.strides[0], *X.strides[1:]) if wide else (X.strides[-1], *X.strides[:-1])
-        vectors = along == size and self.driver.address(X) % 16 == 0 and all(stride % 16 == 0 for stride in others)
+        vectors = X.strides[0 if wide else -1] == size  # lines lie side by side
         problem = self._problem(
             blocks, n, m, X.dtype, cutoff, columns=len(X), order=n if wide else m, wide=wide, lines=shape.lines,
             tile=how.tile, pitch=how.pitch, splits=how.splits, vectors=vectors,

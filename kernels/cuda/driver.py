@@ -37,7 +37,7 @@ def text_of(name: str) -> str:
 
 def source(kernel: str | None = None) -> str:
     """The sources that define a kernel, or all of them, as one text: CuPy's cache does not see what is included."""
-    files = [name for name in FILES if kernel is None or re.search(rf"\b{kernel}\(", text_of(name))]
+    files = [name for name in FILES if kernel is None or re.search(rf"__global__[^;{{]*?\b{kernel}\(", text_of(name))]
     return "".join(text_of(name) for name in (*HEADERS, *files[: None if kernel is None else 1]))
 
 

@@ -17,6 +17,7 @@ from ..plan import LEAST_TRACE, MOST_TRACE, Resolution, resolution
 ORDER = 64  # the largest min(n, m) that the CUDA kernels take: 9 tiles of 8 snapshots are what registers hold
 TILE_ROWS = (1, 2, 3, 5, 9)  # instances of the Gram kernels: rows of the Gram matrix in tiles of 8
 INVERSE_LINES = 64  # inverse.cu
+BLOCK_BYTES = 32  # Block in tiles.cuh
 STATES = 8  # reconstruct.cu
 RESERVED = 1024  # bytes of shared memory that the system takes of every CTA
 LEAST_TILE = 64  # lines of a tile below which its barriers cost more than they bring
@@ -69,12 +70,17 @@ def square(order: int) -> tuple[int, int]:
 def solve_bytes(order: int, wide: bool) -> int:
     """Shared memory of `solve`."""
     matrices = [square(order)] * (3 if wide else 2)
-    return bytes_of(*matrices, *[(order, 8)] * 3, ((order + 1) // 2, 24), (order, 4), (1, 16), (1, 4))
+    return bytes_of(*matrices, *[(order, 8)] * 3, (order, 4), (1, 16))
+
+
+def scratch(order: int) -> tuple[int, int]:
+    """`Scratch` of algebra.cuh."""
+    return 4 * order + 18, 8
 
 
 def certify_bytes(order: int) -> int:
     """Shared memory of `certify`."""
-    return bytes_of(square(order + 1), square(order + 1), *[(order, 8)] * 3)
+    return bytes_of(square(order + 1), square(order + 1), scratch(order), (order, 8))
 
 
 def evolve_bytes(order: int) -> int:
@@ -97,10 +103,15 @@ class Shape(NamedTuple):
     fixed: tuple[tuple[int, int], ...]
     per_line: int = 0  # bytes a line of the tile, beside the tile itself
 
+    def pitch(self, tile: int) -> int:
+        """Numbers from row to row of such tiles: three more than its lines, as a row may begin within 16 bytes."""
+        return pitch_of(tile + self.extra + 3)
+
     def shared(self, tile: int) -> int:
         """Bytes for tiles of so many lines."""
-        pitch = pitch_of(tile + self.extra)
-        return bytes_of((self.rows * pitch, self.itemsize), *self.fixed, (tile * self.per_line, 1))
+        return bytes_of(
+            (1, BLOCK_BYTES), (self.rows * self.pitch(tile), self.itemsize), *self.fixed, (tile * self.per_line, 1)
+        )
 
 
 def shape_of(kernel: str, n: int, m: int, columns: int, wide: bool, itemsize: int) -> Shape:
@@ -108,12 +119,12 @@ def shape_of(kernel: str, n: int, m: int, columns: int, wide: bool, itemsize: in
     order = n if wide else m
     rows, lines = (n, m) if wide else (columns, n)
     if kernel == "predict":
-        fixed = (square(order + 1), square(order + 1), (order, 8), (0 if wide else order, 8), (order, 8))
+        fixed = (square(order + 1), square(order + 1), scratch(order))
         return Shape(rows, lines, int(wide), itemsize, fixed, 8 if wide else 0)
     if kernel == "gram":
-        return Shape(rows, lines, int(wide), itemsize, (square(rows),) * (2 if wide else 1))
+        return Shape(rows, lines, int(wide), itemsize, (square(rows), square(rows), (16, 8)))
     fixed = (square(order), square(order), (order * INVERSE_LINES, 8), (order, 8), (order, 8))
-    return Shape(rows, lines, 0, itemsize, (*fixed, ((order + 1) // 2, 24), (order, 4), (1, 4)))
+    return Shape(rows, lines, 0, itemsize, (*fixed, (16, 8), (order, 4)))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -139,7 +150,7 @@ def launch_of(shape: Shape, device: Device) -> Launch | None:
     splits = 1
     if shape.rows * shape.lines * shape.itemsize > LONG_BLOCK:
         splits = math.ceil(shape.lines / max(SHARE_LINES, tile))
-    return Launch(threads, shape.shared(tile), tile, pitch_of(tile + shape.extra), splits)
+    return Launch(threads, shape.shared(tile), tile, shape.pitch(tile), splits)
 
 
 def largest_tile(shape: Shape, room: int) -> int:

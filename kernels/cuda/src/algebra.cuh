@@ -18,7 +18,7 @@ __device__ inline double unit_of(double size) {
 // EIGEN if a Gram matrix with this trace is usable beside |x_last|^2, else what the data says: ZERO, NON_FINITE, or
 // SVD where squares overflow or underflow. All threads get the same answer.
 template <class T>
-__device__ Route triage(double size, double last, const Block<T>& block, const Problem& p) {
+__device__ Route triage(double size, double last, Block<T> block, const Problem& p) {
   if (size > p.tiny && size < p.huge && last < p.huge) return EIGEN;
   int bad = 0, some = 0;
   for (long long at = threadIdx.x; at < static_cast<long long>(p.n) * p.columns; at += blockDim.x) {
@@ -33,7 +33,7 @@ __device__ Route triage(double size, double last, const Block<T>& block, const P
 
 // Whether all snapshots are the same numbers; `alike`: whether their Gram matrix allows it, for all threads the same.
 template <class T>
-__device__ bool is_constant(bool alike, const Block<T>& block, const Problem& p) {
+__device__ bool is_constant(bool alike, Block<T> block, const Problem& p) {
   if (!alike) return false;
   const long long time = p.wide ? block.line_stride : block.row_stride;
   const long long weight = p.wide ? block.row_stride : block.line_stride;
@@ -53,47 +53,52 @@ __device__ inline bool keeps_rank_one(const Problem& p) {
   return p.rule != RELATIVE || p.value < 1.0;
 }
 
-// Prove from the Gram matrix S that every singular value counts and that the Gram route resolves it: S minus what is
-// needed times the identity has a Cholesky factor (algebra.certified). size: its trace; A: scratch for it.
-__device__ inline bool certified(const double* S, const Problem& p, int across, double size, double* A, double* sums) {
-  if (p.rule != RELATIVE && p.rule != SPACING) return false;
-  const int order = p.order, thread = threadIdx.x;
-  const double unit = unit_of(size), shrink = 1.0 / unit;  // a power of two
-  if (thread < WARP) {
-    double squares = 0.0;
-    for (int at = thread; at < order * order; at += WARP) {
-      const double x = S[at / order * across + at % order] * shrink * shrink;
-      squares = fma(x, x, squares);
-    }
-    squares = warp_sum(squares);
-    if (thread == 0) sums[0] = squares;
+// What the certificate takes from the diagonal of a Gram matrix with this trace and sum of squares: if a Cholesky factor
+// of the rest exists, every singular value counts and the Gram route resolves it (algebra.certified). The largest
+// eigenvalue is at most the root of `squares`. NaN where the rule cannot be certified.
+__device__ inline double needed_of(const Problem& p, double size, double squares) {
+  if (p.rule != RELATIVE && p.rule != SPACING) return nan("");
+  const double largest = sqrt(squares), threshold = limit(sqrt(largest), p, 1.0);
+  return max(threshold * threshold, p.least * largest) + p.gram * largest + (p.order + 4) * EPS * size;
+}
+
+// Vectors of `certify_and_solve`, in one piece so that one register holds them; launch.py: scratch.
+struct Scratch {
+  double* at;
+  int order;
+  __device__ Scratch(Shared& shared, int order) : at(shared.take<double>(4 * order + 18)), order(order) {}
+  __device__ double* partial() const { return at; }               // two numbers a warp
+  __device__ double* ok() const { return at + 16; }               // one
+  __device__ double* a() const { return at + 17; }                // `order`
+  __device__ double* kept() const { return a() + order; }         // one more
+  __device__ double* inverse() const { return kept() + order + 1; }  // twice as many
+};
+
+// The certificate on A, the lower triangle of G, and a = G^-1 of the right-hand side from S, which holds G and the
+// right-hand side as its last row and column. Where the certificate fails S is as it was.
+template <int SLOTS>
+__device__ bool certify_and_solve(double* S, double* A, const Problem& p, const Sums& sums, int across,
+                                  const Scratch& scratch) {
+  const int order = p.order, thread = threadIdx.x, threads = blockDim.x;
+  const double needed = needed_of(p, sums.size, sums.squares);
+  if (isnan(needed)) return false;
+  for (int i = thread; i <= order; i += threads) scratch.kept()[i] = S[i * across + i];
+  __syncthreads();
+  const Dense certificate = {A, order, needed, scratch.inverse()}, normal = {S, order + 1, 0.0, scratch.inverse() + order};
+  if (factorize_both<SLOTS>(certificate, normal, order, across, scratch.ok())) {
+    back_substitute<SLOTS < 2 ? 1 : 2>(S, order, across, scratch.inverse() + order, scratch.a());
+    return true;
   }
-  for (int at = thread; at < order * order; at += blockDim.x)
-    A[at / order * across + at % order] = S[at / order * across + at % order];
+  for (int i = thread / WARP; i <= order; i += threads / WARP)
+    for (int j = thread % WARP; j <= i; j += WARP) S[i * across + j] = i == j ? scratch.kept()[i] : S[j * across + i];
   __syncthreads();
-  const double largest = sqrt(sums[0]);  // of S / unit^2: its norm is at most that
-  const double threshold = limit(sqrt(largest), p, unit);
-  double needed = max(threshold * threshold, p.least * largest) + p.gram * largest;
-  needed = needed * unit * unit + (order + 4) * EPS * size;
-  for (int i = thread; i < order; i += blockDim.x) A[i * across + i] -= needed;
-  __syncthreads();
-  return factorize(A, order, order, across);
+  return false;
 }
 
 // Whether `steps` need the reduced operator: a wide block's further steps Fp F^T, and very many of them are cheaper by
 // squaring one.
 __device__ inline bool too_many(const Problem& p, long long steps) {
   return steps > 1 && (p.wide || steps > 4.0 * p.order * p.order * log2(steps + 2.0));
-}
-
-// a = G^-1 of the right-hand side, by all threads: S holds G and the right-hand side as its last row; A is scratch.
-__device__ inline void solve_normal(const double* S, double* A, int order, int across, double* a) {
-  const int rows = order + 1;
-  for (int at = threadIdx.x; at < rows * rows; at += blockDim.x)
-    A[at / rows * across + at % rows] = S[at / rows * across + at % rows];
-  __syncthreads();
-  factorize(A, order, rows, across);
-  back_substitute(A, order, across, a);
 }
 
 // y <- y after `steps` steps of the companion matrix F^+ Fp whose last column is a: O(order) a step, by one warp.

@@ -7,7 +7,7 @@ namespace fastkoop {
 // `pending`, their route left at EIGEN. For blocks that several CTAs summed.
 //
 // Launch: any number of CTAs, each takes every gridDim.x-th block; whole warps, up to 256 threads. Reads a Gram matrix
-// a block, of a wide one twice. Shared: two matrices of order + 1, three vectors.
+// a block. Shared: two matrices of order + 1, `Scratch`, a vector.
 __global__ void __launch_bounds__(256, 1)
     certify(const double* grams, Problem p, long long steps, double* coefficients, signed char* route, int* pending) {
   SHARED_MEMORY(memory);
@@ -15,23 +15,25 @@ __global__ void __launch_bounds__(256, 1)
   const int order = p.order, rows = order + 1, across = rows | 1, thread = threadIdx.x, threads = blockDim.x;
   double* const S = shared.take<double>(rows * across);
   double* const A = shared.take<double>(rows * across);
-  double* const a = shared.take<double>(order);
+  const Scratch scratch(shared, order);
   double* const c = shared.take<double>(order);
-  double* const spare = shared.take<double>(order);
   const int height = p.wide ? 2 * order + 1 : rows, width = p.wide ? order : rows;
   const bool beyond = too_many(p, steps);
   for (int b = blockIdx.x; b < p.blocks; b += gridDim.x) {
     const double* const gram = grams + static_cast<long long>(b) * height * width;
     for (int at = thread; at < rows * width; at += threads) {
       const int i = at / width, j = at % width;
-      S[i * across + j] = gram[(i < order ? i : height - 1) * width + j];
+      const double x = gram[(i < order ? i : height - 1) * width + j];
+      S[i * across + j] = x;
+      if (i == order) S[j * across + i] = x;
     }
     if (p.wide && thread == 0) S[order * across + order] = 0.0;
     __syncthreads();
+    const Sums sums = complete(S, A, false, p.wide ? order : rows, order, across, scratch.partial());
     const double* const side = S + order * across;
-    const double size = trace(S, order, across), last = p.wide ? dot(side, side, order) : side[order];
+    const double size = sums.size, last = p.wide ? dot(side, side, order) : side[order];
     const bool usable = size > p.tiny && size < p.huge && last < p.huge && !beyond;
-    const bool passed = usable && certified(S, p, across, size, A, spare);
+    const bool passed = usable && certify_and_solve<3>(S, A, p, sums, across, scratch);
     __syncthreads();
     if (thread == 0) {
       route[b] = passed ? CHOLESKY : EIGEN;
@@ -39,13 +41,12 @@ __global__ void __launch_bounds__(256, 1)
     }
     if (passed) {
       double* const out = coefficients + static_cast<long long>(b) * order;
-      solve_normal(S, A, order, across, a);
       if (p.wide) {
-        for (int i = thread; i < order; i += threads) out[i] = dot(gram + (order + i) * width, a, order);
+        for (int i = thread; i < order; i += threads) out[i] = dot(gram + (order + i) * width, scratch.a(), order);
       } else {
-        for (int k = thread; k < order; k += threads) c[k] = a[k];
+        for (int k = thread; k < order; k += threads) c[k] = scratch.a()[k];
         __syncthreads();
-        advance_companion(a, order, steps - 1, c, spare);
+        advance_companion(scratch.a(), order, steps - 1, c, scratch.kept());
         for (int k = thread; k < order; k += threads) out[k] = c[k];
       }
     }

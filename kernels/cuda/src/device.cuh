@@ -48,6 +48,24 @@ __device__ __forceinline__ T rounded(double x) {
   }
 }
 
+// 1 / x of a positive, normal x to a unit in the last place, without the branches of a division.
+__device__ __forceinline__ double reciprocal(double x) {
+  double y;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  y = fma(y, fma(-x, y, 1.0), y);
+  return fma(y, fma(-x, y, 1.0), y);
+}
+
+__device__ __forceinline__ int upper_bits(double x) { return __double2hiint(x); }
+
+// 1 / sqrt(x) likewise.
+__device__ __forceinline__ double inverse_root(double x) {
+  double y;
+  asm("rsqrt.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  y = fma(0.5 * y, fma(-x * y, y, 1.0), y);
+  return fma(0.5 * y, fma(-x * y, y, 1.0), y);
+}
+
 // c += A B over a warp: A 8 x 4, B 4 x 8 doubles. Lane l holds A[l/4][l%4], B[l%4][l/4], c[l/4][2 (l%4) + {0, 1}].
 __device__ __forceinline__ void multiply_add_tile(double (&c)[2], double a, double b) {
 #if __CUDA_ARCH__ >= 800

@@ -5,20 +5,24 @@ namespace fastkoop {
 // Gram matrices as kernels.gram describes them, or their parts from each of p.splits shares of the lines.
 //
 // Launch: CTAs (share, block); whole warps, up to 128 threads. Reads the data once (a wide block's twice if it does
-// not fit one tile). Writes splits * blocks matrices. Shared: the tile, one or two matrices of `rows`.
+// not fit one tile). Writes splits * blocks matrices. Shared: the tile, two matrices of `rows`.
 template <class T, class Sum, int R>
 __global__ void __launch_bounds__(128, R > 5 ? 2 : 4) gram(const T* data, Layout X, Problem p, double* grams) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
+  Block<T>* const described = shared.take<Block<T>>(1);
   const int rows = p.wide ? p.n : p.columns, across = rows | 1;
   T* const tile = shared.take<T>(rows * p.pitch);
   double* const S = shared.take<double>(rows * across);
-  double* const D = shared.take<double>(p.wide ? rows * across : 0);
+  double* const D = shared.take<double>(rows * across);
+  double* const partial = shared.take<double>(16);
   const int share = (tiles(p) + p.splits - 1) / p.splits;
   const int begin = min(blockIdx.x * share, tiles(p)), end = min(begin + share, tiles(p));
   for (int b = blockIdx.y; b < p.blocks; b += gridDim.y) {
-    const Block<T> block(data, X, p, b);
-    gram_of<Sum, R>(block, p, begin, end, tile, S, across);
+    if (threadIdx.x == 0) *described = Block<T>(data, X, p, b);
+    __syncthreads();
+    const Block<T>& block = *described;
+    gram_of<Sum, R>(block, p, begin, end, tile, S, D, across, partial);
     write_gram<Sum>(block, p, begin, end, tile, S, across, D, grams, static_cast<long long>(b) * p.splits + blockIdx.x);
     __syncthreads();
   }

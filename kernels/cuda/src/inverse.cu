@@ -14,6 +14,7 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4)
     inverse(const T* data, Layout X, Problem p, T* out, signed char* route) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
+  Block<T>* const described = shared.take<Block<T>>(1);
   const int order = p.order, across = order | 1, thread = threadIdx.x, threads = blockDim.x;
   T* const tile = shared.take<T>(order * p.pitch);
   double* const A = shared.take<double>(order * across);
@@ -21,22 +22,20 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4)
   double* const U = shared.take<double>(order * INVERSE_LINES);
   double* const values = shared.take<double>(order);
   double* const squares = shared.take<double>(order);
-  Turn* const turns = shared.take<Turn>((order + 1) / 2);
+  double* const partial = shared.take<double>(16);
   int* const place = shared.take<int>(order);
-  int* const worked = shared.take<int>(1);
   for (int b = blockIdx.x; b < p.blocks; b += gridDim.x) {
-    const Block<T> block(data, X, p, b);
-    gram_of<Sum, R>(block, p, 0, tiles(p), tile, A, across);
-    const double size = trace(A, order, across), unit = unit_of(size);
+    if (threadIdx.x == 0) *described = Block<T>(data, X, p, b);
+    __syncthreads();
+    const Block<T>& block = *described;
+    const double size = gram_of<Sum, R>(block, p, 0, tiles(p), tile, A, Z, across, partial).size, unit = unit_of(size);
     Route way = triage(size, 0.0, block, p);
     int rank = 0;
     if (way == EIGEN) {
       __syncthreads();  // all have summed the trace
       for (int at = thread; at < order * order; at += threads) A[at / order * across + at % order] /= unit * unit;
       __syncthreads();
-      const bool converged = jacobi(A, Z, order, across, turns, worked);
-      for (int r = thread; r < order; r += threads) values[r] = A[r * across + r];
-      __syncthreads();
+      const bool converged = eigenvectors(A, Z, order, across, values);
       sort(values, order, squares, place);
       const Selection found = judge(squares, p, unit);
       rank = found.rank;
@@ -52,7 +51,7 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4)
           const int r = at / some, line = first + at % some;
           double along = 0.0;
           for (int i = 0; i < order; ++i)
-            along = fma(Z[place[r] * across + i], to_double(tile[i * p.pitch + line]), along);
+            along = fma(Z[place[r] * across + i], to_double(tile[block.place(p, i) + line]), along);
           U[r * INVERSE_LINES + at % some] = along / squares[r] / unit / unit;
         }
         __syncthreads();

@@ -2,40 +2,71 @@
 
 namespace fastkoop {
 
-// result = Fp c of a tall block: from the tile where that holds all of it, else from device memory, mostly its L2.
-template <class T>
-__device__ void reconstruct_snapshots(const Block<T>& block, const Problem& p, const double* c, const T* tile, T* result) {
-  const bool resident = tiles(p) == 1;
-  for (int i = threadIdx.x; i < p.n; i += blockDim.x) {
-    double total = 0.0;
-    if (resident) {
-      const T* const from = tile + p.pitch + i;
-      for (int t = 0; t < p.m; ++t) total = fma(c[t], to_double(from[t * p.pitch]), total);
-    } else {
-      const T* const from = block.at + block.row_stride + i * block.line_stride;
-      for (int t = 0; t < p.m; ++t) total = fma(c[t], to_double(from[t * block.row_stride]), total);
+constexpr int ABREAST = 2, BATCH = 8;  // weights that a thread reconstructs side by side, snapshots that it loads at once
+
+// result[i] of the weights first <= i < end: sums over t of c[t] times rows(t)[i step], where rows(t) is where snapshot
+// t + 1 begins.
+template <class T, class Rows>
+__device__ void reconstruct_range(int m, const double* c, int first, int end, long long step, Rows rows, T* result) {
+  const int threads = blockDim.x;
+  for (int i = first + threadIdx.x; i < end; i += ABREAST * threads) {
+    const long long at = i * step, next = min(i + threads, end - 1) * step;
+    double total = 0.0, other = 0.0;
+    int t = 0;
+    for (; t + BATCH <= m; t += BATCH) {
+      T x[BATCH], y[BATCH];
+#pragma unroll
+      for (int k = 0; k < BATCH; ++k) {
+        const T* const row = rows(t + k);
+        x[k] = row[at];
+        y[k] = row[next];
+      }
+#pragma unroll
+      for (int k = 0; k < BATCH; ++k) {
+        total = fma(c[t + k], to_double(x[k]), total);
+        other = fma(c[t + k], to_double(y[k]), other);
+      }
+    }
+    for (; t < m; ++t) {
+      total = fma(c[t], to_double(rows(t)[at]), total);
+      other = fma(c[t], to_double(rows(t)[next]), other);
     }
     result[i] = rounded<T>(total);
+    if (i + threads < end) result[i + threads] = rounded<T>(other);
   }
+}
+
+// result = Fp c of a tall block: the weights of the last tile, which is still there, from shared memory; those of the
+// tiles before it from device memory, mostly its L2.
+template <class T>
+__device__ void reconstruct_snapshots(Block<T> block, const Problem& p, const double* c, const T* tile, T* result) {
+  const int begin = (tiles(p) - 1) * p.tile;
+  const T* const first = tile - begin;
+  reconstruct_range(p.m, c, begin, p.n, 1, [&](int t) { return first + block.place(p, t + 1); }, result);
+  const T* const next = block.at + block.row_stride;
+  reconstruct_range(p.m, c, 0, begin, block.line_stride, [&](int t) { return next + t * block.row_stride; }, result);
 }
 
 // result = Fp (F^T y) of a wide block, one step of its K = (Fp F^T)(F F^T)^-1. g: a number a line of the tile; w: n.
 template <class T>
-__device__ void reconstruct_weights(const Block<T>& block, const Problem& p, const double* y, double* g, T* tile, double* w,
-                             T* result) {
+__device__ void reconstruct_weights(Block<T> block, const Problem& p, const double* y, double* g, T* tile, double* w,
+                                    T* result) {
   const int thread = threadIdx.x, threads = blockDim.x, lane = thread % WARP;
   for (int i = thread; i < p.n; i += threads) w[i] = 0.0;
   for (int k = 0; k < tiles(p); ++k) {
     const int count = tiles(p) > 1 ? block.load(p, k, tile) : block.lines(p, k);
     for (int t = thread; t < count; t += threads) {
       double total = 0.0;
-      for (int i = 0; i < p.n; ++i) total = fma(y[i], to_double(tile[i * p.pitch + t]), total);
+#pragma unroll 8
+      for (int i = 0; i < p.n; ++i) total = fma(y[i], to_double(tile[block.place(p, i) + t]), total);
       g[t] = total;
     }
     __syncthreads();
     for (int i = thread / WARP; i < p.n; i += threads / WARP) {
+      const T* const ahead = tile + block.place(p, i) + 1;
       double total = 0.0;
-      for (int t = lane; t < count; t += WARP) total = fma(g[t], to_double(tile[i * p.pitch + t + 1]), total);
+#pragma unroll 8
+      for (int t = lane; t < count; t += WARP) total = fma(g[t], to_double(ahead[t]), total);
       total = warp_sum(total);
       if (lane == 0) w[i] += total;
     }
@@ -51,35 +82,39 @@ __device__ void reconstruct_weights(const Block<T>& block, const Problem& p, con
 // Launch: any number of CTAs, each takes every gridDim.x-th block; whole warps, up to 128 threads.
 // Reads: the data once where a block fits one tile, twice (then mostly from L2) where it does not.
 // Writes: a row of `out` a finished block; (m+1)^2 doubles (tall) or (2n+1) n (wide) of `grams` a pending one.
-// Shared: the tile, two matrices of order + 1, three vectors.
+// Shared: the tile, two matrices of order + 1, and `Scratch`.
 template <class T, class Sum, int R>
 __global__ void __launch_bounds__(128, R > 5 ? 2 : 4) predict(const T* data, Layout X, Problem p, long long steps,
                                                               T* out, signed char* route, double* grams, int* pending) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
+  Block<T>* const described = shared.take<Block<T>>(1);
   const int order = p.order, rows = order + 1, across = rows | 1;
   T* const tile = shared.take<T>((p.wide ? p.n : p.columns) * p.pitch);
   double* const S = shared.take<double>(rows * across);
   double* const A = shared.take<double>(rows * across);
-  double* const a = shared.take<double>(order);
-  double* const c = shared.take<double>(p.wide ? p.tile : order);
-  double* const spare = shared.take<double>(order);
+  const Scratch scratch(shared, order);
+  double* const c = p.wide ? shared.take<double>(p.tile) : scratch.inverse();  // which is free once a is known
   const int thread = threadIdx.x, threads = blockDim.x;
   const bool beyond = too_many(p, steps);
+  constexpr int SLOTS = R <= 3 ? 1 : R <= 5 ? 2 : 3;
 
   for (int b = blockIdx.x; b < p.blocks; b += gridDim.x) {
-    const Block<T> block(data, X, p, b);
-    T* const result = out + static_cast<long long>(b) * p.n;
-    gram_of<Sum, R>(block, p, 0, tiles(p), tile, S, across);
+    if (threadIdx.x == 0) *described = Block<T>(data, X, p, b);
+    __syncthreads();
+    const Block<T>& block = *described;
+    const Sums sums = gram_of<Sum, R>(block, p, 0, tiles(p), tile, S, A, across, scratch.partial());
     const long long newest = p.m * (p.wide ? block.line_stride : block.row_stride);
     const long long weight = p.wide ? block.row_stride : block.line_stride;
     if (p.wide) {  // x_last is the right-hand side, as F^T x_last is of a tall block
-      for (int j = thread; j < order; j += threads) S[order * across + j] = to_double(block.at[newest + j * weight]);
+      for (int i = thread; i < order; i += threads)
+        S[order * across + i] = S[i * across + order] =
+            to_double(tile[block.place(p, i) + block.lines(p, tiles(p) - 1)]);
       if (thread == 0) S[order * across + order] = 0.0;
       __syncthreads();
     }
     const double* const side = S + order * across;
-    const double size = trace(S, order, across), last = p.wide ? dot(side, side, order) : side[order];
+    const double size = sums.size, last = p.wide ? dot(side, side, order) : side[order];
     Route way = triage(size, last, block, p);
     if (way == EIGEN) {
       const double near = 4.0 * p.gram * last;
@@ -87,7 +122,7 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4) predict(const T* data, Lay
           p.wide ? fabs(size - p.m * last) <= p.m * near : fabs(S[0] - last) <= near && fabs(side[0] - last) <= near;
       if (keeps_rank_one(p) && is_constant(alike, block, p))
         way = CONSTANT;
-      else if (!beyond && certified(S, p, across, size, A, spare))
+      else if (!beyond && certify_and_solve<SLOTS>(S, A, p, sums, across, scratch))
         way = CHOLESKY;
     }
     __syncthreads();
@@ -95,14 +130,14 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4) predict(const T* data, Lay
       route[b] = way;
       if (way == EIGEN || way == SVD) pending[1 + atomicAdd(pending, 1)] = b;
     }
+    T* const result = out + static_cast<long long>(b) * p.n;
     if (way == CHOLESKY) {
-      solve_normal(S, A, order, across, a);
       if (p.wide) {
-        reconstruct_weights(block, p, a, c, tile, S, result);
+        reconstruct_weights(block, p, scratch.a(), c, tile, S, result);
       } else {
-        for (int k = thread; k < order; k += threads) c[k] = a[k];
+        for (int k = thread; k < order; k += threads) c[k] = scratch.a()[k];
         __syncthreads();
-        advance_companion(a, order, steps - 1, c, spare);
+        advance_companion(scratch.a(), order, steps - 1, c, scratch.kept());
         reconstruct_snapshots(block, p, c, tile, result);
       }
     } else if (way == EIGEN) {

@@ -2,11 +2,11 @@
 
 namespace fastkoop {
 
-// Reduced operators from Gram matrices by cyclic Jacobi; of all blocks, or of those on a list whose route is EIGEN.
+// Reduced operators from Gram matrices by one-sided Jacobi on their Cholesky factors; of all blocks, or of those on a list whose route is EIGEN.
 //
 // Launch: any number of CTAs, each takes every gridDim.x-th block; whole warps, up to 256 threads.
 // Reads a Gram matrix a block, writes its Factors (and readout reads them back, from L2). Shared: two matrices of
-// `order` (tall) or three (wide), six vectors.
+// `order` (tall) or three (wide), four vectors.
 __global__ void __launch_bounds__(256, 1) solve(const double* grams, Problem p, Work work, Factors all) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
@@ -17,10 +17,8 @@ __global__ void __launch_bounds__(256, 1) solve(const double* grams, Problem p, 
   double* const h = shared.take<double>(order);
   double* const values = shared.take<double>(order);
   double* const squares = shared.take<double>(order);
-  Turn* const turns = shared.take<Turn>((order + 1) / 2);
   int* const place = shared.take<int>(order);
   Selection* const found = shared.take<Selection>(1);
-  int* const worked = shared.take<int>(1);
   const int height = p.wide ? 2 * order + 1 : order + 1, width = p.wide ? order : order + 1;
 
   for (int i = blockIdx.x; i < work.count(p); i += gridDim.x) {
@@ -43,9 +41,7 @@ __global__ void __launch_bounds__(256, 1) solve(const double* grams, Problem p, 
     }
     for (int j = thread; j < order; j += threads) h[j] = side[j] * shrink;
     __syncthreads();
-    const bool converged = jacobi(A, Z, order, across, turns, worked);
-    for (int r = thread; r < order; r += threads) values[r] = A[r * across + r];
-    __syncthreads();
+    const bool converged = eigenvectors(A, Z, order, across, values);
     sort(values, order, squares, place);
     if (thread == 0) {
       *found = judge(squares, p, unit);

@@ -359,6 +359,13 @@ inline void copies_arrived() {
 }
 
 inline double to_double(double x) { return x; }
+inline double reciprocal(double x) { return 1.0 / x; }
+inline int upper_bits(double x) {
+  int64_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return static_cast<int>(bits >> 32);
+}
+inline double inverse_root(double x) { return 1.0 / std::sqrt(x); }
 template <class T>
 T rounded(double x) {
   return static_cast<T>(x);
