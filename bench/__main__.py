@@ -12,6 +12,12 @@ import pathlib
 import sys
 from dataclasses import dataclass
 
+from bench import needs
+
+if said := needs.missing():
+    print(f"python -m bench: {said}", file=sys.stderr)
+    raise SystemExit(2)
+
 from fastkoop.checks import InputError
 
 OPTIONS = {  # every option of every benchmark; each entry below names those it takes
@@ -25,6 +31,7 @@ OPTIONS = {  # every option of every benchmark; each entry below names those it 
     "--seconds": {"type": float, "default": math.inf, "help": "begin no case later than that"},
     "--blocks": {"type": int, "help": "fewer blocks or windows than the case has, to try things out"},
     "--only-time": {"action": "store_true", "help": "neither cold starts nor peak memory"},
+    "--without": {"action": "append", "default": [], "metavar": "WORD", "help": "leave out peers so named"},
     "--results": {"type": pathlib.Path, "help": "print the tables of this folder instead of writing the page"},
     "--dry-run": {"action": "store_true", "help": "on an emulated device, with tiny sizes"},
     "--seeds": {"type": int, "default": 5, "help": "runs of every setting"},
@@ -44,7 +51,8 @@ class Benchmark:
 BENCHMARKS = {
     "speed": Benchmark(
         "speed.run", "every case against library routines and what an expert would write",
-        ("names", "--rounds", "--repeat", "--device", "--out", "--seconds", "--blocks", "--only-time", "--results"),
+        ("names", "--rounds", "--repeat", "--device", "--out", "--seconds", "--blocks", "--only-time", "--without",
+         "--results"),
     ),
     "first-calls": Benchmark(
         "speed.first_calls", "CPU seconds of first calls: an empty cache, a filled one, imports",

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import os
 import pathlib
+import re
 import sys
 import tempfile
 
@@ -12,6 +13,35 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # compiled kernels are shared with other checkouts of the same sources; cache.py names the folder below
 os.environ.setdefault("NUMBA_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "fastkoop-tests"))
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: more threads only get in each other's way
+
+
+# Packages that a few test files import and a machine with a GPU may lack; `pytest -m gpu` goes without those files.
+TEST_ONLY = ("mpmath", "pooch", "pydmd")
+
+
+def lacking() -> dict[str, str]:
+    """Test files of this folder that cannot be collected here, and the package that each lacks."""
+    absent = [name for name in TEST_ONLY if not _installed(name)]
+    wanted = re.compile(rf"^(?:import|from) ({'|'.join(absent)})\b", re.M)
+    files = {path: wanted.search(path.read_text()) for path in (ROOT / "tests").rglob("test_*.py")} if absent else {}
+    return {str(path): match[1] for path, match in files.items() if match}
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of a finder that hides it
+        return False
+
+
+LACKING = lacking()
+collect_ignore = list(LACKING)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say what is left out."""
+    for path, name in sorted(LACKING.items()):
+        terminalreporter.write_line(f"not collected, {name} is missing: {pathlib.Path(path).name}")
 
 
 def load_cases() -> None:

@@ -3,8 +3,9 @@
     python -m bench gpu --out results              # MNIST in FASTKOOP_DATA_DIR for the cases of real windows
     python -m bench gpu --out results --dry-run    # the same stages on an emulated device, tiny: half a minute
 
-Writes into the folder, stage by stage: environment.log, tests.log, benchmark/<case>.json, profile/, kernels.log,
-memcheck.log, racecheck.log; then summary.json, and as its last words a short table against the figures to reach.
+Stages come by worth: the environment, parity with the CPU, the benchmark family by family (A, R, B, RR, N, large),
+peers that compile for long, the profile, every kernel, memory and race checks. Each writes its log, and what it found
+is in summary.json and table.md as soon as it ends; the last words are a short table against the figures to reach.
 Copy benchmark/*.json into bench/results/cuda/ and run `python -m bench gpu table` to publish. The verbs `kernels`
 (every kernel once, compared with the reference), `environment` and `profile` (of the emulated device) are its stages.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import re
 import shutil
 import sys
 
@@ -24,14 +26,28 @@ from bench.speed.cases import CASES
 from fastkoop.checks import InputError
 from fastkoop.files import prepare_out, write_json
 
-from . import every_kernel, predictions, stages
+from . import cycles, every_kernel, predictions, stages
 from . import tables as gpu_tables
 
-# what has a figure to reach first
-FAMILIES = ("A8", "A16", "A32", "A64", "R32", "B11", "B21", "RR32", "C-jax", "N1", "R32T", "D-jax", "RR8", "RR64")
+# families of cases by worth, and the seconds that each gets
+FAMILIES = {
+    "A": (("A8", "A16", "A32", "A64"), 60),
+    "R": (("R32", "R32T"), 35),
+    "B": (("B11", "B21"), 30),
+    "RR": (("RR32", "RR8", "RR64"), 40),
+    "N": (("N1",), 20),
+    "large": (("C-jax", "D-jax"), 30),
+}
+SLOW_TO_START = ("compiled", "jax")  # peers that a stage of their own waits for
+COMPILED = ("A8", "A32", "R32", "RR32-jax"), 50
+UNSUPPORTED = re.compile(
+    r"[^\n]*(device[^\n]*not supported|not supported[^\n]*device|unable to (attach|initialize)"
+    r"|debugger[^\n]*not (available|supported))[^\n]*",
+    re.I,
+)  # of compute-sanitizer
 TINY = ("A8", "R32", "B11", "RR8-jax")
 SIZES = ((20, 4), (3, 40), (1, 9), (70, 66))  # of the emulated device's profile
-SPARE = 25.0  # seconds before its end at which the benchmark begins no further case
+SPARE = 10.0  # seconds before its end at which a family begins no further case
 
 
 def bench(*arguments: object) -> list[str]:
@@ -45,10 +61,11 @@ def plan(out: pathlib.Path, dry: bool) -> list[stages.Stage]:
     checker = shutil.which("compute-sanitizer")
     no_checker = "needs a CUDA device" if dry else None if checker else "compute-sanitizer is not on PATH"
 
-    def benchmark(seconds: float) -> list[str]:
-        how = ["--blocks", 3, "--rounds", 1, "--repeat", 1, *TINY] if dry else [*FAMILIES]
-        where = ["--device", device, "--out", out / "benchmark", "--seconds", max(1.0, seconds - SPARE)]
-        return bench("speed", "run", *where, *how)
+    def speed(cases: tuple[str, ...], without: tuple[str, ...] = SLOW_TO_START):
+        how = ["--blocks", 3, "--rounds", 1, "--repeat", 1] if dry else []
+        how += [part for word in without for part in ("--without", word)]
+        where = ["--device", device, "--out", out / "benchmark", "--seconds"]
+        return lambda seconds: bench("speed", "run", *cases, *where, max(1.0, seconds - SPARE), *how)
 
     def profile(seconds: float) -> list[str]:
         if dry:
@@ -65,14 +82,16 @@ def plan(out: pathlib.Path, dry: bool) -> list[stages.Stage]:
         return lambda seconds: [checker, *options, *script, str(0.5 * seconds)]
 
     tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests"), *(["--collect-only"] * dry)]
+    families = {"dry": (TINY, 60)} if dry else FAMILIES
     return [
-        stages.Stage("environment", 20, lambda _: bench("gpu", "environment", "--device", device)),
-        stages.Stage("tests", 110, lambda _: tests),
-        stages.Stage("benchmark", 200, benchmark),
-        stages.Stage("profile", 80, profile),
-        stages.Stage("kernels", 30, kernels),
-        stages.Stage("memcheck", 45, checked("memcheck"), no_checker),
-        stages.Stage("racecheck", 45, checked("racecheck"), no_checker),
+        stages.Stage("environment", 60 if dry else 20, lambda _: bench("gpu", "environment", "--device", device)),
+        stages.Stage("parity", 105, lambda _: tests),
+        *(stages.Stage(f"benchmark-{name}", seconds, speed(cases)) for name, (cases, seconds) in families.items()),
+        stages.Stage("benchmark-compiled", COMPILED[1], speed(TINY[:1] if dry else COMPILED[0], ())),
+        stages.Stage("profile", 60, profile),
+        stages.Stage("kernels", 25, kernels),
+        stages.Stage("memcheck", 25, checked("memcheck"), no_checker, UNSUPPORTED),
+        stages.Stage("racecheck", 25, checked("racecheck"), no_checker, UNSUPPORTED),
     ]
 
 
@@ -119,11 +138,14 @@ def run(options: argparse.Namespace) -> int:
     if options.out is None:
         raise InputError("--out: expected a folder for everything; name it")
     out = prepare_out(options.out).resolve()
-    done = stages.run(plan(out, options.dry_run), out, lambda line: print(line, flush=True))
-    results = summary(out, done)
-    write_json(out / "summary.json", results)
-    (out / "table.md").write_text(gpu_tables.table(results["benchmark"]) + "\n")
-    print("\n".join(["", *short(results["benchmark"])]))
+
+    def keep(done: list[dict]) -> None:
+        results = summary(out, done)
+        write_json(out / "summary.json", results)
+        (out / "table.md").write_text(gpu_tables.table(results["benchmark"]) + "\n")
+
+    done = stages.run(plan(out, options.dry_run), out, lambda line: print(line, flush=True), keep)
+    print("\n".join(["", *short(summary(out, done)["benchmark"])]))
     return int(any(one["status"].startswith(("failed", "stopped")) for one in done))
 
 
@@ -131,6 +153,7 @@ def table(options: argparse.Namespace) -> None:
     """Write the page: what was measured, and what is predicted."""
     gpu_tables.update()
     predictions.update()
+    cycles.update()
 
 
 def kernels(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import time
@@ -18,17 +19,26 @@ class Stage:
     """One command.
 
     seconds: its share; what earlier stages left is added. command: made from the seconds it has; skip: why it cannot
-    be run here, or None.
+    be run here, or None; unsupported: what a tool says in its log where it cannot work on this device.
     """
 
     name: str
     seconds: float
     command: Callable[[float], list[str]]
     skip: str | None = None
+    unsupported: re.Pattern | None = None
 
 
-def run(stages: list[Stage], out: pathlib.Path, say: Callable[[str], None] = print) -> list[dict]:
-    """Run the stages; each writes into <out>/<name>.log. Returns name, status, seconds and last line of each."""
+def run(
+    stages: list[Stage],
+    out: pathlib.Path,
+    say: Callable[[str], None] = print,
+    after: Callable[[list[dict]], None] = lambda done: None,
+) -> list[dict]:
+    """Run the stages; each writes into <out>/<name>.log. Returns name, status, seconds and last line of each.
+
+    after: called with those so far when a stage ends, so that its results are kept whatever comes later.
+    """
     end, done = time.monotonic(), []
     for stage in stages:
         end += stage.seconds
@@ -38,6 +48,7 @@ def run(stages: list[Stage], out: pathlib.Path, say: Callable[[str], None] = pri
             one = _run(stage, end - time.monotonic(), out / f"{stage.name}.log")
         say(f"{one['stage']}: {one['status']}, {one['seconds']:.0f} s" + (f"; {one['said']}" if one["said"] else ""))
         done.append(one)
+        after(done)
     return done
 
 
@@ -57,8 +68,11 @@ def _run(stage: Stage, allowed: float, log: pathlib.Path) -> dict:
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             status = f"stopped after {allowed:.0f} seconds"
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    text = log.read_text(errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
     said = lines[-1].strip() if lines else ""
+    if status.startswith("failed") and stage.unsupported and (why := stage.unsupported.search(text)):
+        status = f"skipped: the tool says {why[0].strip()!r}"
     return {"stage": stage.name, "status": status, "seconds": time.monotonic() - began, "said": said[:200]}
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import gc
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from time import sleep
 
 import numpy as np
@@ -126,12 +126,17 @@ def fastkoop_call(case: Case, X: np.ndarray, time_axis: int = 0) -> Callable:
 
 
 def contenders(
-    case: Case, turns: list[list], device: Host | Gpu, say=lambda _: None
+    case: Case, turns: list[list], device: Host | Gpu, say=lambda _: None, without: Sequence[str] = ()
 ) -> tuple[list[Contender], dict[str, str]]:
-    """FastKoop and the case's peers, warmed up, each with its blocks and its variant chosen; and who is absent, why."""
-    entrants, absent = [], {}
+    """FastKoop and the case's peers, warmed up, each with its blocks and its variant chosen; and who is absent, why.
+
+    without: words; peers and variants that have one of them in their names are left out.
+    """
+    entrants: list[Contender] = []
     names, peers = (case.peers, PEERS) if device.name == "cpu" else (case.gpu_peers, gpu_peers(device))
-    others = {name: functools.partial(_ready, case, peers[name], turns, device) for name in names}
+    asked = {name: _variants(peers[name], without) for name in names}
+    absent = {name: "left out" for name, peer in asked.items() if not peer.variants}
+    others = {name: functools.partial(_ready, case, asked[name], turns, device) for name in names if name not in absent}
     for name, make in {**_forms(case, turns, device), **others}.items():
         say(name)
         try:
@@ -142,6 +147,15 @@ def contenders(
             absent[name] = why(error)
             device.release()
     return entrants, absent
+
+
+def _variants(peer: Peer, without: Sequence[str]) -> Peer:
+    """The peer with the variants that may run."""
+
+    def asked(variant: str) -> bool:
+        return not any(word in f"{peer.name} {variant}" for word in without)
+
+    return replace(peer, variants={name: make for name, make in peer.variants.items() if asked(name)})
 
 
 def why(error: Exception) -> str:

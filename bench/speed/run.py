@@ -110,7 +110,9 @@ def measure_case(case: cases.Case, options: argparse.Namespace, ceiling: dict, d
     """Everything about a case that one process can tell."""
     turns = measure.rotations(case, device, options.blocks)
     batches = turns[0]
-    entrants, absent = measure.contenders(case, turns, device, lambda name: progress(case, f"preparing {name}"))
+    entrants, absent = measure.contenders(
+        case, turns, device, lambda name: progress(case, f"preparing {name}"), options.without
+    )
     judge = measure.Judge(case, batches, device)
     for repeat in range(options.repeat):
         progress(case, f"measurement {repeat + 1} of {options.repeat}")

@@ -2,13 +2,15 @@
 
 import json
 import math
+import re
+import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 
-from bench import ROOT
+from bench import ROOT, needs
 from bench.__main__ import main, parse, parser
 from bench.common import devices, pages
 from bench.gpu import every_kernel, stages
@@ -27,11 +29,28 @@ def device():
     return devices.EmulatedGpu()
 
 
+# Tests find none of the packages that only they need; libraries that use one of them still do.
+BLOCKER = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("mpmath", "pooch", "pydmd", "lightning", "transformers", "accelerate"):
+            frame = sys._getframe(1)
+            while "importlib" in frame.f_code.co_filename:
+                frame = frame.f_back
+            if "/tests/" in frame.f_code.co_filename or "/fastkoop/" in frame.f_code.co_filename:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
 @pytest.fixture(scope="module")
 def dried(tmp_path_factory):
     """The folder of a dry run, its exit code and what it printed."""
     out, said = tmp_path_factory.mktemp("gpu"), []
+    (blocker := tmp_path_factory.mktemp("blocker") / "sitecustomize.py").write_text(BLOCKER)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(blocker.parent))
         patch.setattr(gpu, "TINY", ("A8", "B11"))
         patch.setattr("builtins.print", lambda *words, **_: said.extend(" ".join(map(str, words)).splitlines()))
         code = main(["gpu", "--out", str(out), "--dry-run"])
@@ -44,10 +63,16 @@ class TestDryRun:
         done = json.loads((out / "summary.json").read_text())["stages"]
         status = {one["stage"]: one["status"] for one in done}
         assert code == 0, status
-        assert list(status) == ["environment", "tests", "benchmark", "profile", "kernels", "memcheck", "racecheck"]
+        names = ["environment", "parity", "benchmark-dry", "benchmark-compiled", "profile", "kernels"]
+        assert list(status) == [*names, "memcheck", "racecheck"]
         for name, found in status.items():
             assert found == ("skipped: needs a CUDA device" if "check" in name else "ok"), (name, found)
         assert [line.partition(":")[0] for line in said[: len(done)]] == list(status)
+
+    def test_tests_are_collected_where_their_own_packages_are_missing(self, dried):
+        log = (dried[0] / "parity.log").read_text()
+        assert "not collected" in log and "mpmath" in log and "test_contract.py" in log
+        assert "TestReal" in log and "error" not in log.splitlines()[-1]
 
     def test_the_summary_holds_all_results(self, dried):
         out, _, _ = dried
@@ -76,18 +101,54 @@ class TestDryRun:
         assert (out / "profile" / "roofline.png").read_bytes().startswith(b"\x89PNG")
 
 
+class TestStart:
+    @pytest.mark.parametrize(("absent", "words"), [
+        ("array_api_compat", "array-api-compat is missing.*pip download --no-deps -d wheels array-api-compat"),
+        ("fastkoop.kernels", "fastkoop is not installed; .*pip wheel"),
+    ])  # fmt: skip
+    def test_says_in_one_sentence_what_is_missing(self, absent, words, capfd):
+        code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith({absent!r}):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)  # as if it were nowhere
+sys.meta_path.insert(0, Absent())
+sys.argv = ["bench", "gpu", "--out", "nowhere"]
+import runpy
+runpy.run_module("bench", run_name="__main__")
+"""
+        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 2
+        said = capfd.readouterr().err.strip()
+        assert re.search(words, said) and len(said.splitlines()) == 1
+
+    def test_nothing_is_missing_here(self):
+        assert needs.missing() is None
+
+
 class TestPlan:
     def test_takes_less_than_nine_minutes(self, tmp_path):
         assert sum(stage.seconds for stage in gpu.plan(tmp_path, False)) < 535
 
+    def test_goes_by_worth(self, tmp_path):
+        names = [stage.name for stage in gpu.plan(tmp_path, False)]
+        families = [f"benchmark-{name}" for name in ("A", "R", "B", "RR", "N", "large", "compiled")]
+        assert names == ["environment", "parity", *families, "profile", "kernels", "memcheck", "racecheck"]
+
     def test_a_real_run_names_the_device_and_every_case(self, tmp_path):
-        commands = {stage.name: stage.command(100.0) for stage in gpu.plan(tmp_path, False)}
-        for name in ("environment", "benchmark", "profile", "kernels", "memcheck", "racecheck"):
-            assert "cuda" in commands[name] and "emulated" not in commands[name]
-        assert cases.select(commands["benchmark"][commands["benchmark"].index("75.0") + 1 :])
-        options = parse(parser(), commands["benchmark"][3:])
-        assert (options.benchmark, options.verb, options.seconds) == ("speed", "run", 75.0)
-        assert "--collect-only" not in commands["tests"]
+        plan = gpu.plan(tmp_path, False)
+        commands = {stage.name: stage.command(100.0) for stage in plan}
+        for name, command in commands.items():
+            assert name == "parity" or ("cuda" in command and "emulated" not in command)
+        asked = {name: parse(parser(), command[3:]) for name, command in commands.items() if "benchmark" in name}
+        assert all(
+            (options.benchmark, options.verb, options.seconds) == ("speed", "run", 90.0) for options in asked.values()
+        )
+        selected = [case for options in asked.values() for case in cases.select(options.names)]
+        left_out = {case.name for case in cases.CASES if case.gpu_goals} - {case.name for case in selected}
+        assert left_out == {"C-array_api", "D-array_api"}
+        assert asked["benchmark-A"].without == ["compiled", "jax"] and asked["benchmark-compiled"].without == []
+        assert "--collect-only" not in commands["parity"]
 
 
 class TestStages:
@@ -109,6 +170,25 @@ class TestStages:
         assert [one["status"] for one in done] == ["ok", "failed with exit code 3", "skipped: no such tool"]
         assert (tmp_path / "good.log").read_text() == "a\nb\n" and done[1]["said"] == "before"
         assert len(said) == 3 and time.monotonic() - began < 30
+
+    def test_hand_on_what_is_done_as_soon_as_a_stage_ends(self, tmp_path):
+        kept = []
+        one = stages.Stage("one", 30, lambda _: [sys.executable, "-c", "print(1)"])
+        two = stages.Stage("two", 5, lambda _: [], "no such tool")
+        stages.run([one, two], tmp_path, lambda _: None, lambda done: kept.append([each["stage"] for each in done]))
+        assert kept == [["one"], ["one", "two"]]
+
+    @pytest.mark.parametrize(("says", "code", "status"), [
+        ("========= Error: Device not supported. Please refer to the documentation", 1, "skipped: the tool says"),
+        ("========= Error: Unable to attach to the process", 255, "skipped: the tool says"),
+        ("========= Invalid __global__ read of size 4 bytes", 9, "failed with exit code 9"),
+    ])  # fmt: skip
+    def test_a_checker_that_knows_not_the_device_fails_nothing(self, tmp_path, says, code, status):
+        command = [sys.executable, "-c", f"print({says!r}); raise SystemExit({code})"]
+        [one] = stages.run(
+            [stages.Stage("memcheck", 30, lambda _: command, None, gpu.UNSUPPORTED)], tmp_path, lambda _: None
+        )
+        assert one["status"].startswith(status)
 
     def test_stop_what_takes_too_long_with_its_children(self, tmp_path):
         child = "subprocess.run([sys.executable, '-c', 'while True: 0'])"
