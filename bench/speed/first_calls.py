@@ -146,7 +146,7 @@ def origin_of(results: dict) -> str:
     env = results["environment"]
     commit = (env["commit"] or "unknown")[:10] + " with changes" * bool(env["dirty"])
     machine = f"{env['processor']}, {env['cores']} cores, numba {env['versions']['numba']}"
-    return f"commit {commit}, {env['date']}, {machine}; {len(results['repeats'])} repeats."
+    return f"commit {commit}, {env['date']}, {machine}; repeats: {len(results['repeats'])}."
 
 
 def load() -> tuple[dict, dict]:
