@@ -117,7 +117,14 @@ class TestTwins:
 
     def expression(self, pattern):
         text = re.search(pattern, CUDA).group(1)
-        for c, python in (("&&", " and "), ("||", " or "), ("!", " not "), (" not =", "!="), ("p.rule", "kind")):
+        for c, python in (
+            ("p.order", "order"),
+            ("&&", " and "),
+            ("||", " or "),
+            ("!", " not "),
+            (" not =", "!="),
+            ("p.rule", "kind"),
+        ):
             text = text.replace(c, python)
         text = re.sub(r"static_cast<double>", "", text).replace("p.value", "value")
         return lambda **names: eval(text, {"log2": math.log2, **vars(cutoffs)}, names)
@@ -139,7 +146,7 @@ class TestTwins:
     @pytest.mark.parametrize(
         ("pattern", "names", "function"),
         [(r"if \((gap > .*log2.*)\) \{", ("gap", "r"), cutoffs.squaring_pays),
-         (r"p\.wide \|\| (steps > .*?log2\(steps \+ 2\.0\))", ("steps", "order"), cutoffs.companion_squaring_pays)],
+         (r"p\.wide \|\| \(?(steps > .*?log2\(steps \+ 2\.0\))", ("steps", "order"), cutoffs.companion_squaring_pays)],
     )  # fmt: skip
     def test_the_squaring_crossover(self, pattern, names, function):
         twin = self.expression(pattern)
