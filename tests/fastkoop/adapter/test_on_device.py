@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import fastkoop as fk  # noqa: E402
 from fastkoop.adapter import step_cost, walker  # noqa: E402
-from fastkoop.adapter.buffers import Recording  # noqa: E402
+from fastkoop.adapter.buffers import GroupBuffer  # noqa: E402
 from fastkoop.kernels.cuda import Cuda  # noqa: E402
 from fastkoop.torch_adapter import KoopmanPhase  # noqa: E402
 
@@ -63,7 +63,7 @@ def device(monkeypatch):
         if name.startswith("fastkoop.") and hasattr(module, "backend_for") and name != "fastkoop.backends":
             monkeypatch.setattr(module, "backend_for", lambda array: cuda)
     monkeypatch.setattr(walker, "Mover", walker.Walks)  # as where tensors are on a GPU
-    monkeypatch.setattr(Recording, "waits", False)
+    monkeypatch.setattr(GroupBuffer, "waits", False)
     return cuda
 
 
