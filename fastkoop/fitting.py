@@ -49,6 +49,7 @@ def stabilized(backend, found: backends.observed.Lifted, options: Options) -> tu
 def refuse_what_does_not_fit(backend, X, options: Options, source: Array) -> None:
     """Raise before anything is computed if the factors of all blocks take more memory than is free."""
     rows, pairs = options.observables.observed.shape(X.shape[-1], len(X))
-    plan = backend.plan(B := math.prod(X.shape[1:-1]), rows, max(pairs, 1), X.dtype)
+    sizes = B, *_ = math.prod(X.shape[1:-1]), rows, max(pairs, 1)
+    plan = backend.plan(*sizes, X.dtype)
     factors = 16 * B * plan.order**2 if plan.engine == "kernel" else 0  # of large blocks their rank decides
-    fits("fit", plan, factors // X.itemsize, X, source)
+    fits("fit", backend, sizes, factors // X.itemsize, X, source)

@@ -15,6 +15,8 @@ from .cutoff import Cutoff
 from .interop import arrays, traced
 from .machine import free_memory
 
+FEW = 1 << 12  # numbers that are looked at one by one in less time than NumPy takes to be quiet about their sum
+
 
 def time_major(data, time_axis: int):
     """A view (m+1, ..., n) of snapshots whose time runs along `time_axis`."""
@@ -30,6 +32,8 @@ def refuse_non_finite(route, batch: tuple[int, ...], name: str = "X") -> None:
 
 def warn_of_overflow(values, route, batch: tuple[int, ...], source: arrays.Array, text=checks.overflow) -> None:
     """Warn if values (..., B, n) of blocks that were finite do not fit the caller's dtype."""
+    if values.size <= FEW and not source.dtype and np.isfinite(values).all():
+        return
     with np.errstate(over="ignore", invalid="ignore"):
         if not values.size or (not source.dtype and np.isfinite(values.sum())):  # half the cost of looking at each
             return
@@ -39,13 +43,16 @@ def warn_of_overflow(values, route, batch: tuple[int, ...], source: arrays.Array
         checks.warn(text(bad[0], len(bad), batch, source.dtype or values.dtype))
 
 
-def fits(name: str, plan: Any, numbers: int, data: Any, source: arrays.Array) -> None:
+def fits(name: str, backend: Any, sizes: tuple[int, int, int], numbers: int, data: Any, source: arrays.Array) -> None:
     """Raise before anything is computed if results of so many numbers, and the algebra of a block, take more memory
-    than is free; on a device its allocator tells."""
-    if source.place.on_host:
-        algebra = 3 * 8 * plan.order**2 if plan.engine == "library" else 0
-        needed, shape = numbers * data.itemsize + algebra, tuple(source.data.shape)
-        checks.memory(f"{name}: a result for shape {shape}", needed, free_memory, "pass fewer blocks at a time")
+    than is free; on a device its allocator tells. sizes: blocks, n and m; small calls are not planned for this."""
+    algebra = 3 * 8 * min(sizes[1:]) ** 2
+    if not source.place.on_host or numbers * data.itemsize + algebra <= checks.NOT_ASKED_FOR:
+        return
+    if backend.plan(*sizes, data.dtype).engine != "library":
+        algebra = 0
+    needed, shape = numbers * data.itemsize + algebra, tuple(source.data.shape)
+    checks.memory(f"{name}: a result for shape {shape}", needed, free_memory, "pass fewer blocks at a time")
 
 
 def _handed_over(result, source: arrays.Array, target: arrays.Array | None, out):
@@ -123,7 +130,8 @@ def _predict(X, steps, cutoff, time_axis, check_finite, out):
     target = arrays.check_out(out, (*batch, n), source)
     with source.scope():
         backend = backend_for(source.place)
-        fits("predict", backend.plan(math.prod(batch), n, m, snapshots.dtype), math.prod(batch) * n, snapshots, source)
+        blocks = math.prod(batch)
+        fits("predict", backend, (blocks, n, m), blocks * n, snapshots, source)
         result, route = backend.predict(snapshots, steps, rule)
         if check_finite and source.place.on_host:  # a device does not wait: its bad blocks are NaN
             refuse_non_finite(route, batch)
@@ -193,7 +201,7 @@ def _pinv(F, cutoff, check_finite, out):
     columns = source.data.transpose(len(batch) + 1, *range(len(batch) + 1))
     with source.scope():
         backend = backend_for(source.place)
-        fits("pinv", backend.plan(math.prod(batch), n, m, columns.dtype), columns.size, columns, source)
+        fits("pinv", backend, (math.prod(batch), n, m), columns.size, columns, source)
         result, route = backend.pinv(columns, rule)
         if check_finite and source.place.on_host:
             refuse_non_finite(route, tuple(batch), "F")
