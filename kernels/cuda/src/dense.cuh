@@ -160,7 +160,7 @@ __device__ inline void pair_of(int order, int round, int j, int* p, int* q) {
 constexpr int SWEEPS = 40;  // of Jacobi; 6 to 10 are usual
 
 // Rows of L = the columns of A's Cholesky factor, (nearly) the largest remaining pivot first, until what remains is within
-// A's own rounding; A (given in full) is spent. Returns how many; the other rows of L are zero. One barrier a column.
+// A's own rounding; A (given in full) is spent. Returns how many; the other rows of L are zero. Two barriers a column.
 __device__ inline int pivoted_cholesky(double* A, double* L, int order, int across) {
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
   constexpr int TOGETHER = 8;
@@ -177,6 +177,7 @@ __device__ inline int pivoted_cholesky(double* A, double* L, int order, int acro
     const double pivot = A[at * across + at];
     if (rank == 0) small = 0.25 * EPS * pivot;
     if (key < 64 || !(pivot > small)) break;
+    __syncthreads();  // all warps have read the diagonal that the first of them goes on to write
     const double scale = inverse_root(pivot);
     const double* const row = A + at * across;
     for (int j = lane; j < order; j += WARP) {
