@@ -87,8 +87,8 @@ class Backend(Protocol):
     def solve(self, gram, n: int, m: int, cutoff: tuple[str, float], dtype) -> Factors:
         """Reduced operators from Gram matrices alone; route "unresolved" where they cannot tell."""
 
-    def fit(self, X, cutoff: tuple[str, float], *, refine: bool = False) -> Factors:
-        """Reduced operators, each on the route that resolves the cutoff."""
+    def fit(self, X, cutoff: tuple[str, float], *, refine: bool = False, known: Any = None) -> Factors:
+        """Reduced operators, each on the route that resolves the cutoff; known: the Gram matrices of X."""
 
     def evolve(self, factors: Factors, steps: np.ndarray) -> Any:
         """Coefficients (B, len(steps), q) of K^steps x_last at ascending counts >= 1, which are in host memory."""

@@ -266,8 +266,11 @@ class Cuda:
         arguments = X, layout_of(X), problem, workspace, *arguments
         self.driver.launch(name, (len(workspace), 1), how.threads, how.shared, arguments)
 
-    def fit(self, X, cutoff: tuple[str, float], *, refine: bool = False) -> Factors:
-        """Reduced operators of X (m+1, ..., n), each on the route that resolves the cutoff; see cpu.fit."""
+    def fit(self, X, cutoff: tuple[str, float], *, refine: bool = False, known=None) -> Factors:
+        """Reduced operators of X (m+1, ..., n), each on the route that resolves the cutoff; see cpu.fit.
+
+        The libraries of large blocks make their Gram matrices themselves, whatever is known.
+        """
         n, m = X.shape[-1], len(X) - 1
         if not takes(n, m, self.device):
             return cuda_library.fit(self, X, cutoff, refine)
@@ -275,7 +278,8 @@ class Cuda:
         if refine:
             factors.route[...] = SVD
         else:
-            self._solve(self.gram(X), n, m, cutoff, X.dtype, factors)
+            gram = self.gram(X) if known is None else self.xp.ascontiguousarray(known)
+            self._solve(gram, n, m, cutoff, X.dtype, factors)
         self._exactly(X, cutoff, factors, self._unsettled(X.dtype))
         return factors
 
