@@ -21,9 +21,8 @@ class InputError(ValueError):
 
 def integer(name: str, value, *, least: int, cure: str = "") -> int:
     """`value` as an int no smaller than `least`; booleans and fractions are refused, and arrays but those of 0-D."""
-    kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
     try:
-        if isinstance(value, bool) or kind.startswith("bool") or getattr(value, "ndim", None):
+        if isinstance(value, bool) or (not isinstance(value, int) and _no_scalar(value)):  # torch.compile traces this
             raise TypeError
         number = operator.index(value)
     except (TypeError, RuntimeError):  # RuntimeError: of a tensor without data
@@ -33,6 +32,12 @@ def integer(name: str, value, *, least: int, cure: str = "") -> int:
     if number >= FOREVER:
         raise InputError(f"{name}: expected an integer < 2**63 - 1, got {number}")
     return number
+
+
+def _no_scalar(value) -> bool:
+    """Whether it is a boolean of an array library, or an array but a 0-D one."""
+    kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
+    return kind.startswith("bool") or bool(getattr(value, "ndim", None))
 
 
 def number(name: str, value, expected: str) -> float:

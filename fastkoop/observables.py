@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import backends
-from .checks import InputError, integer
+from .checks import InputError, brief, integer
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ def resolve(observables: Any) -> Observables:
             cure = f"; write {kind}(), with brackets" if kind else ""
             raise InputError(
                 'observables: expected "identity", Affine(), Delay(d), Momentum() or a tuple of these, got '
-                f"{part!r}{cure}"
+                f"{brief(part)}{cure}"
             )
     if len({type(part) for part in parts}) < len(parts) or not parts:
-        raise InputError(f"observables: expected at least one, and each kind once, got {observables!r}")
+        raise InputError(f"observables: expected at least one, and each kind once, got {brief(observables)}")
     delay = next((part.d for part in parts if isinstance(part, Delay)), 1)
     kinds = {type(part) for part in parts}
     return Observables(backends.observed.Observed(delay, Affine in kinds), Momentum in kinds)

@@ -78,6 +78,7 @@ class Reports:
         "eigen": by the eigenvectors of its Gram matrix; "svd": by its own singular vectors, where that matrix cannot
         resolve the cutoff; "zero": all zero, rank 0; "non-finite".
 
+        >>> from fastkoop import fit
         >>> X = np.zeros((3, 2, 4))
         >>> X[1:] = [[1.0, 0.5, 0.25, 0.125], [3.0, 2.0, 1.0, 0.5]]
         >>> X[2, 1] = 3.0000001 * X[2, 0]

@@ -15,6 +15,7 @@ import pathlib
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from typing import BinaryIO
@@ -219,7 +220,9 @@ def _read(path: pathlib.Path) -> dict:
             damaged = archive.testzip()
         if damaged is not None:
             raise InputError(f"{path}: expected a whole checkpoint, but its {damaged} is damaged; take an earlier one")
-        whole = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a damaged pickle's protocol: it is refused below
+            whole = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); name an existing checkpoint") from None
     except DAMAGE as error:

@@ -268,7 +268,7 @@ def check_out(out, shape: tuple[int, ...], like: Array) -> Array | None:
         raise InputError(
             "out: expected a {} array of {} and shape {}, got a {} array of {} and shape {}".format(*expected, *got)
         )
-    shared = target.data.size and any(
+    shared = math.prod(shape) and any(
         stride == 0 and length > 1 for stride, length in zip(target.data.strides, shape, strict=True)
     )
     if shared or (target.kind == "torch" and out.is_neg()):

@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
+import torch
 
 import fastkoop as fk
 from fastkoop.adapter.phase import KoopmanPhase
@@ -23,10 +24,11 @@ OPTIONS = (
 def test_defaults_are_those_of_fit_and_of_a_phase():
     import inspect
 
-    usual = Options().phase_arguments | {"observables": "identity"}
-    for function, names in ((fk.fit, Options().fit_arguments), (KoopmanPhase.__init__, Options().phase_arguments)):
-        parameters = inspect.signature(function).parameters
-        assert {name: parameters[name].default for name in names} == {name: usual[name] for name in names}
+    usual = Options().fit_arguments | {"observables": "identity"}
+    parameters = inspect.signature(fk.fit).parameters
+    assert {name: parameters[name].default for name in usual} == usual
+    phase = KoopmanPhase(torch.nn.Linear(2, 1))
+    assert (phase.fits.options, phase.every, phase.window) == (Options(), 1, 1)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -257,7 +257,7 @@ class TestPredict:
             phase.jump(1, optimizer_state="predict")
         assert torch.equal(model.weight, before)
         op = fk.fit(np.ones((2, 3)))
-        with pytest.raises(ValueError, match="velocities: the operator observes none"):
+        with pytest.raises(ValueError, match=r"velocities: expected an operator that observes Momentum\(\)"):
             op.velocities(1)
 
     @pytest.mark.parametrize("wide", [False, True])

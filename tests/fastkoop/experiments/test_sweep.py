@@ -287,7 +287,7 @@ def test_losses_at_equal_gradients_and_seconds():
      (["--sweep", "--grid", "observables=momentum", "--optimizer", "momentum"], "leave Momentum() out"),
      (["--horizon", "auto"], "pass --validation"), (["--observables", "momentum"], "needs an optimizer with velo"),
      (["--validation", "2000"], "expected fewer than the 1437 training images"),
-     (["--window", "3", "--every", "2"], "window: expected at most every = 2"),
+     (["--window", "3", "--every", "2"], "window: expected at most every=2"),
      (["--observables", "affin"], "observables: expected")],
 )  # fmt: skip
 def test_bad_options_on_the_command_line(options, match, tmp_path):
