@@ -65,6 +65,14 @@ def test_the_readme_is_read_to_its_end():
     assert len(text.encode()) <= 9 * 1024
 
 
+def test_the_verdict_is_what_the_pages_say():
+    text = " ".join(README.read_text().split())
+    forecast, smooth = ((ROOT / "bench" / "pages" / f"{name}.md").read_text() for name in ("forecast", "smooth"))
+    assert re.search(r"right on \d+% of \d+ recordings", text).group() in forecast
+    assert "L-BFGS, where you can use it, is ahead even there" in text
+    assert re.search(r"\*\*L-BFGS ends below Koopman\*\* on (\d) of (\d)", smooth).groups() == ("6", "7")
+
+
 @every_page
 def test_links_lead_somewhere(page):
     for target in LINK.findall(page.read_text()):
