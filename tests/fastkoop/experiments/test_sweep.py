@@ -1,16 +1,15 @@
 """fastkoop sweep and fastkoop phases: settings on the same recordings, and whole runs with several phases."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import fastkoop as fk
 from fastkoop import Affine, InputError, Rank
-from fastkoop.cli import parse_grid
+from fastkoop.cli import app, parse_grid
 from fastkoop.experiments import sweep as module
 from fastkoop.experiments.averages import weights_of
 from fastkoop.experiments.config import Config, prepare
@@ -291,7 +290,6 @@ def test_losses_at_equal_gradients_and_seconds():
      (["--observables", "affin"], "observables: expected")],
 )  # fmt: skip
 def test_bad_options_on_the_command_line(options, match, tmp_path):
-    command = [sys.executable, "-m", "fastkoop.cli", "compare", "--out", str(tmp_path), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 2 and match in done.stderr, done.stderr
+    done = CliRunner().invoke(app, ["compare", "--out", str(tmp_path), *options])
+    assert done.exit_code == 2 and match in done.stderr, done.stderr
     assert not any(tmp_path.iterdir())
