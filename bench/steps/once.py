@@ -1,4 +1,4 @@
-"""One measurement of steps.run in a process of its own: python -m bench.steps.once SETTING FILE [DATA_DIR]."""
+"""One measurement of bench.steps in a process of its own: python -m bench.steps.once SETTING FILE [DATA_DIR]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 
 from fastkoop.files import write_json
 
-from .run import Setting, once
+from .measure import once
+from .setting import Setting
 
 if __name__ == "__main__":
     given, file, *data_dir = sys.argv[1:]

@@ -1,6 +1,7 @@
 """The page's tables of Koopman steps are what the committed results say, and the benchmark runs."""
 
 import json
+from dataclasses import asdict
 from statistics import median
 
 import pytest
@@ -9,6 +10,11 @@ torch = pytest.importorskip("torch")
 
 from bench.common import pages  # noqa: E402
 from bench.steps import run as steps  # noqa: E402
+from bench.steps import sides, tables  # noqa: E402
+from bench.steps.measure import once  # noqa: E402
+from bench.steps.setting import Setting  # noqa: E402
+from fastkoop.experiments.problems import datasets  # noqa: E402
+from fastkoop.experiments.training import Batches, make_model, make_optimizer, train_step  # noqa: E402
 
 TINY = {
     "dataset": "digits", "t1": 1, "t2": 3, "epochs": (1, 2), "every": (1, 4), "rounds": 2, "ahead": 5, "stretch": 7,
@@ -20,13 +26,13 @@ TINY = {
 def tiny(tmp_path_factory):
     """A benchmark of seconds, on digits."""
     folder = tmp_path_factory.mktemp("steps")
-    path = steps.measure_all(steps.Setting(**TINY), 2, None, folder)
+    path = steps.measure_all(Setting(**TINY), 2, None, folder)
     assert [file.name for file in folder.iterdir()] == ["digits.json"]
     return path
 
 
 def test_the_page_shows_the_committed_results():
-    assert pages.shown("steps") == steps.table_of()
+    assert pages.shown("steps") == tables.table_of(steps.FOLDER / "mnist.json")
 
 
 def test_what_the_page_says_in_words_is_so():
@@ -74,7 +80,7 @@ def test_a_tiny_run_has_every_figure(tiny):
 
 
 def test_the_tables_have_a_row_for_every_mode_and_phase(tiny):
-    rows = steps.table_of(tiny).splitlines()
+    rows = tables.table_of(tiny).splitlines()
     assert rows[2].startswith("| to reach, against AdaDelta, eager |  | ≥ 3 | ≥ 10 |")
     assert len(rows) == 4 + 1 + 2 + 2 * 2 * 2
 
@@ -83,27 +89,27 @@ def test_what_does_not_compile_is_left_out_with_its_reason(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no compiler\nand more")
 
-    monkeypatch.setattr(steps.torch, "compile", fail)
+    monkeypatch.setattr(sides.torch, "compile", fail)
     change = {"modes": ("eager", "compiled"), "rounds": 1, "every": (1,), "partitions": ("node",)}
-    setting = steps.Setting(**(TINY | change))
-    found = steps.once(setting, None)
+    setting = Setting(**(TINY | change))
+    found = once(setting, None)
     assert found["adadelta"]["optimizer"]["compiled"] == {
         "reason": "RuntimeError: no compiler", "step": [], "seconds": {}, "loss": {},
     }  # fmt: skip
-    results = {"setting": steps.asdict(setting), "to_reach": steps.TO_REACH, "repeats": [found]}
-    assert "torch.compile fails here" in "\n".join(steps.step_rows(results))
-    assert len(steps.phase_rows(results, 23)) == 4
+    results = {"setting": asdict(setting), "to_reach": steps.TO_REACH, "repeats": [found]}
+    assert "torch.compile fails here" in "\n".join(tables.step_rows(results))
+    assert len(tables.phase_rows(results, 23)) == 4
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled", "optimizer compiled"])
 def test_an_optimizer_starts_over_in_place(mode, monkeypatch):
-    monkeypatch.setattr(steps.torch, "compile", lambda function, **_: function)
-    data = steps.datasets.load("digits")
-    model = steps.make_model(data.features, data.classes, 0)
-    optimizer = steps.make_optimizer("adadelta", model, None)
-    batches = list(steps.Batches(data, 64, 0).epoch())
-    steps.train_step(model, optimizer, *batches[0])
-    side = steps.Optimizer((model, optimizer), mode, batches)
+    monkeypatch.setattr(sides.torch, "compile", lambda function, **_: function)
+    data = datasets.load("digits")
+    model = make_model(data.features, data.classes, 0)
+    optimizer = make_optimizer("adadelta", model, None)
+    batches = list(Batches(data, 64, 0).epoch())
+    train_step(model, optimizer, *batches[0])
+    side = sides.Optimizer((model, optimizer), mode, batches)
     ends = []
     for _ in range(2):
         side.restart()
@@ -113,5 +119,5 @@ def test_an_optimizer_starts_over_in_place(mode, monkeypatch):
         ends.append([p.detach().clone() for p in side.model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
     for images, labels in batches[:9]:
-        steps.train_step(model, optimizer, images, labels)
+        train_step(model, optimizer, images, labels)
     assert all(torch.equal(a, b) for a, b in zip(ends[0], model.parameters(), strict=True))
