@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import math
 import pathlib
@@ -11,17 +10,14 @@ from statistics import median
 
 from ..files import write_result
 from . import figures
-from .chart import loss_chart
 from .costs import seconds
 from .eigenvalue_figure import eigenvalue_figure
 from .figures import loss_name
+from .panels import accuracy_panel, loss_panel, paths_panel, spectra_panel, time_panel
 from .paths import WeightPaths
 from .verdict import KOOPMAN, OPTIMIZER, baseline_rows, rows, short_rows, verdict, words
 
-PANELS = {
-    "loss.png": "Loss over the phase", "accuracy.png": "Accuracy over the phase", "time.png": "Time per iteration",
-    "weights.png": "Paths of single weights", "spectra.png": "Eigenvalues of the operators",
-}  # fmt: skip
+PANELS = ("loss.png", "accuracy.png", "time.png", "weights.png", "spectra.png")
 IN_TITLE = ("dataset", "optimizer", "partition", "device")
 LAYER_HEADS = ("layer", "rank: least", "median", "most", "residual", "spectral radius", "kept")
 STYLE = """
@@ -33,10 +29,16 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--
 p.setting { color: var(--soft); margin: 0 0 1.2rem; overflow-wrap: anywhere; }
 ul.verdict { padding-left: 1.1rem; } ul.verdict li { margin: .25rem 0; }
 ul.verdict li:first-child { font-weight: 600; }
-figure { margin: 1rem 0; } img { width: 100%; height: auto; display: block; border: 1px solid var(--line); }
-svg { width: 100%; height: auto; display: block; font: 13px system-ui, sans-serif; fill: var(--ink); }
-svg .grid { stroke: var(--line); } svg .mark { fill-opacity: 0; } svg .mark:hover { fill-opacity: 1; }
-@media (max-width: 30rem) { body { font-size: 15px; padding: .8rem .7rem 2rem; } svg { font-size: 20px; } }
+h3 { font-size: .9rem; font-weight: 600; margin: .6rem 0 .2rem; overflow-wrap: anywhere; }
+figure { margin: 1.4rem 0; } p.keys { margin: 0 0 .3rem; font-size: .9rem; }
+p.keys span { margin-right: 1.2rem; white-space: nowrap; }
+p.keys i { display: inline-block; width: .9rem; height: .25rem; margin-right: .4rem; vertical-align: middle; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr)); gap: .4rem 1rem; }
+svg { width: 100%; height: auto; display: block; font-family: system-ui, sans-serif; fill: var(--ink); }
+svg.wide { font-size: 12px; } svg.small { font-size: 16px; }
+svg .grid { stroke: var(--line); } svg .unit { fill: none; stroke: var(--soft); stroke-width: 1.5; }
+svg .mark { fill-opacity: 0; } svg .mark:hover { fill-opacity: 1; }
+@media (max-width: 40rem) { body { font-size: 15px; padding: .8rem .7rem 2rem; } svg.wide { font-size: 25px; } }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; min-width: 100%; }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -69,13 +71,13 @@ def draw_all(results: dict, out: pathlib.Path) -> None:
         write_result(out / name, data)
     for name in set(PANELS) - set(drawn):
         (out / name).unlink(missing_ok=True)
-    write_result(out / "report.html", page(results, drawn).encode())
+    write_report(results, out)
 
 
 def write_report(results: dict, path: pathlib.Path) -> pathlib.Path:
-    """Write report.html, figures included, to a file, or into a folder. Returns its path."""
+    """Write report.html to a file, or into a folder. Returns its path."""
     path = path / "report.html" if path.is_dir() else path
-    return write_result(path, page(results, images(results)).encode())
+    return write_result(path, page(results).encode())
 
 
 def fragment(results: dict) -> str:
@@ -85,15 +87,14 @@ def fragment(results: dict) -> str:
     return f"<div>{sentences}{_table(heads, short_rows(results))}</div>"
 
 
-def page(results: dict, drawn: dict[str, bytes]) -> str:
+def page(results: dict) -> str:
     """The page."""
     config = results["config"]
     title = f"Koopman against {config['optimizer']} on {config['dataset']}, {config['partition']}-wise"
     parts = [
         f"<h1>{_text(title)}</h1>", f'<p class="setting">{_text(_setting(results))}</p>',
         f'<ul class="verdict">{"".join(f"<li>{_text(line)}</li>" for line in verdict(results))}</ul>',
-        f"<figure>{loss_chart(results)}<figcaption>Losses over the phase, medians over seeds; point at the curves for "
-        "numbers.</figcaption></figure>",
+        loss_panel(results),
         _section("In more words", f'<ul>{"".join(f"<li>{_text(line)}</li>" for line in words(results))}</ul>'),
         _section("At the end of the phase", _table(("", "loss", "accuracy", "an iteration", "T phase"), rows(results))),
         _section(
@@ -102,7 +103,7 @@ def page(results: dict, drawn: dict[str, bytes]) -> str:
                    last_words=True),
             "Losses are means over seeds with their standard deviation; p is of a paired t-test over seeds.",
         ),
-        *(_panel(drawn.get(name), caption) for name, caption in PANELS.items()),
+        *(_section(title, panel) for title, panel in _panels(results).items() if panel),
         _section("What it cost", _table(("", "seconds", "optimizer steps"), _costs(results)),
                  "Medians over seeds; an optimizer step is forward, backward and update."),
         _section("The operators", _table(LAYER_HEADS, _layers(results)),
@@ -131,14 +132,11 @@ def _section(title: str, body: str, note: str = "") -> str:
     return f"<h2>{_text(title)}</h2>\n{body}\n{note}"
 
 
-def _panel(png: bytes | None, caption: str) -> str:
-    if png is None:
-        return ""
-    data = base64.b64encode(png).decode()
-    return (
-        f'<figure><img alt="{_text(caption)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{_text(caption)}</figcaption></figure>"
-    )
+def _panels(results: dict) -> dict[str, str]:
+    return {
+        "Accuracy over the phase": accuracy_panel(results), "Time per iteration": time_panel(results),
+        "Paths of single weights": paths_panel(results), "Eigenvalues of the operators": spectra_panel(results),
+    }  # fmt: skip
 
 
 def _table(heads: Sequence[str], lines: Iterable[Sequence], last_words: bool = False) -> str:

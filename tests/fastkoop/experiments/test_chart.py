@@ -1,60 +1,28 @@
-"""The report's chart: every number can be read off it, whatever the losses are."""
+"""Charts: round ticks within the axes, numbers where they belong."""
 
-import html.parser
 import math
 
 import pytest
 
-from fastkoop.experiments.chart import POINTS, loss_chart
-
-
-class Reader(html.parser.HTMLParser):
-    """Titles, and the coordinates of points."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.titles, self.points, self._title = [], [], False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self._title = tag == "title"
-        if tag == "polyline":
-            pairs = dict(attributes)["points"].split()
-            self.points.append([tuple(map(float, pair.split(","))) for pair in pairs])
-
-    def handle_data(self, data):
-        if self._title:
-            self.titles.append(data)
-            self._title = False
-
-
-def results(optimizer, koopman, average=0.5, seeds=1):
-    def side(losses):
-        return {"iteration": list(range(len(losses))), "test_loss": losses}
-
-    run = {"optimizer": side(optimizer), "koopman": side(koopman), "average": {"test_loss": average}}
-    return {"config": {"optimizer": "<sgd>"}, "runs": [run] * seeds}
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_points_tell_their_numbers(seeds):
-    read = Reader(loss_chart(results([1.0, 0.5, 0.25], [1.0, 2.0, 4.0], seeds=seeds)))
-    assert "<sgd>, iteration 2: 0.25" in read.titles and "Koopman, step by step, iteration 1: 2" in read.titles
-    assert "mean of the recorded iterates: 0.5" in read.titles
-    optimizer, koopman = read.points
-    assert [y for _, y in optimizer] == sorted(y for _, y in optimizer)  # down the page
-    assert koopman[1][1] - koopman[2][1] == pytest.approx(koopman[0][1] - koopman[1][1], abs=0.11)  # logarithmic
+from fastkoop.experiments.chart import Axis
 
 
 @pytest.mark.parametrize(
-    "koopman", [[1.0, math.inf, math.nan], [1.0, None, 1e300], [1e-320, 0.0, 1e-12], [1.0, -3.0, 2.0]]
-)
-def test_what_diverges_or_vanishes_stays_within_the_axes(koopman):
-    read = Reader(loss_chart(results([1.0, 0.9, 0.8], koopman, average=None)))
-    assert all(0 <= x <= 720 and 0 <= y <= 360 for points in read.points for x, y in points)
+    ("low", "high", "log", "ticks"),
+    [
+        (0, 460, False, [0, 100, 200, 300, 400]), (-0.31, 0.22, False, [-0.2, 0.0, 0.2]),
+        (0.04, 0.09, True, [0.04, 0.06, 0.08]), (0.9, 110, True, [1, 2, 5, 10, 20, 50, 100]),
+        (2e-9, 0.5, True, [1e-8, 1e-6, 1e-4, 1e-2]), (3.0, 3.0, False, [3.0]),
+    ],
+)  # fmt: skip
+def test_ticks_are_round_and_within(low, high, log, ticks):
+    shown = Axis(low, high, log).ticks
+    assert 1 <= len(shown) <= 7 and all(low - 1e-9 <= value <= high * (1 + 1e-9) for value in shown)
+    assert {f"{value:.4g}" for value in map(float, ticks)} <= {f"{value + 0.0:.4g}" for value in shown}
 
 
-def test_long_curves_answer_at_some_points_and_nothing_at_none():
-    read = Reader(loss_chart(results([1.0] * 5000, [0.5] * 5000)))
-    assert len(read.titles) <= 2 * (POINTS + 1) + 1 and len(read.points[0]) == 5000
-    assert loss_chart(results([1.0], [1.0])) == "" and loss_chart(results([math.nan] * 3, [math.nan] * 3)) == ""
+@pytest.mark.parametrize("log", [False, True])
+def test_what_lies_beyond_is_drawn_at_an_end(log):
+    axis = Axis(0.1, 10.0, log)
+    assert [axis.share(value) for value in (math.inf, math.nan, 1e300, -1.0, 0.0, 0.1, 10.0)] == [1, 1, 1, 0, 0, 0, 1]
+    assert axis.share(1.0) == pytest.approx(0.5 if log else 1 / 11)
