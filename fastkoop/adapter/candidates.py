@@ -84,5 +84,5 @@ def line_of(recording: GroupBuffer, snapshots: int, intervals: float) -> torch.T
     weights = 1.0 / snapshots + times * ((snapshots - 1) / 2 + intervals) / times.square().sum()
     out = torch.zeros(held.shape[1:], dtype=torch.float64, device=held.device)
     for weight, snapshot in zip(weights, held, strict=True):  # in float64, a snapshot at a time
-        out.add_(snapshot.double().mul_(weight))
+        out.add_(snapshot.double() * weight)  # a product of its own: `double` of float64 is the recording itself
     return out

@@ -170,3 +170,19 @@ def test_velocities_at_the_limit_are_its_own():
     expected = torch.tensor([[1.0, 0.5], [1 / 3, 2.0]], dtype=torch.float64)
     torch.testing.assert_close(model.weight.detach(), expected, rtol=0, atol=1e-8)
     assert optimizer.state[model.weight]["momentum_buffer"].abs().max() < 1e-7
+
+
+def test_a_line_leaves_a_float64_recording_as_it_is():
+    """A product in place would have scaled the snapshots, which `double` does not copy there."""
+    model = nn.Linear(3, 1, dtype=torch.float64)
+    phase = KoopmanPhase(model, "network")
+    for _ in range(6):
+        with torch.no_grad():
+            model.weight += torch.randn(1, 3, dtype=torch.float64)
+        phase.record()
+    trail, values = trail_of(phase).copy(), iter([1.0, 0.5, 0.6, 0.7])
+    report = phase.jump(64, guard=lambda: next(values), horizon=[1, 4, 64], candidates="line")
+    np.testing.assert_array_equal(trail_of(phase), trail)
+    line = np.polynomial.polynomial.polyfit(np.arange(6), trail, 1)
+    np.testing.assert_allclose(now_of(phase), line[0] + 6 * line[1], rtol=1e-9, atol=1e-9)
+    assert (report.candidate, report.steps, report.after) == ("line", 1, 0.5)
