@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..forecast import GUESSES, SPLIT, Forecast, Overall, judge, overall
+from ..forecast import SPLIT, SQUARES, Forecast, Overall, judge, overall
 from .fits import Fits
 from .parts import Parts
 
@@ -16,18 +16,29 @@ class Forecasts(dict[str, Forecast]):
     overall: Overall
 
 
+class Layer:
+    """The operators of a layer's batches of blocks, whose reports are there also when the recording has gone on."""
+
+    def __init__(self, operators: list):
+        self._operators = [op.released() for op in operators]
+
+    @property
+    def overshoot(self) -> torch.Tensor:
+        """See `KoopmanOperator.overshoot`; float64 per block."""
+        return torch.cat([op.overshoot.flatten().cpu() for op in self._operators])
+
+
 def forecasts(parts: Parts, fits: Fits, position: float) -> Forecasts:
     """The forecast of every layer; see `KoopmanPhase.forecast`."""
     operators_of_all = fits.ready(position)
     if fits.forecasts is not None:
         return fits.forecasts
-    by_layer, total = Forecasts(), np.zeros(len(GUESSES))
+    by_layer, total = Forecasts(), np.zeros(len(SQUARES))
     groups = zip(parts.with_operators(operators_of_all), parts.spreads, strict=True)
     for (recording, operators), spread in groups:
         squares = np.concatenate([op.misses() for op in operators])
-        overshoot = torch.cat([op.overshoot.flatten().cpu() for op in operators])
         told = (torch.from_numpy(np.ascontiguousarray(values)) for values in judge(squares))
-        by_layer[recording.group.name] = Forecast(*told, overall(squares), overshoot)
+        by_layer[recording.group.name] = Forecast(*told, overall(squares), Layer(operators))
         if spread is None or parts.ranks is None or parts.ranks.rank == 0:  # blocks that are spread count once
             total = total + squares.sum(axis=0)
     if parts.ranks is not None:  # whose blocks are others

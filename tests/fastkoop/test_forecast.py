@@ -21,7 +21,7 @@ def descent(rng, n, columns, rates=(0.99, 0.95, 0.8, 0.5), noise=0.0, settled=3.
 
 
 def slow(block, split, cutoff, delay=1, affine=False, carry=False, project=False):
-    """Error and baseline of one block, in float64 NumPy."""
+    """Error, baseline and `apart` of one block, in float64 NumPy."""
     X = np.asarray(block, np.float64)
     columns = X.shape[1]
     k = round(split * columns)
@@ -29,13 +29,17 @@ def slow(block, split, cutoff, delay=1, affine=False, carry=False, project=False
     rule = resolve(cutoff, len(X) * delay, k - delay - affine, block.dtype)
     options = {"delay": delay, "affine": affine, "carry": carry, "project": project}
     predicted = reference.predict_observed(np.asarray(block[:, :k]), ahead, rule, **options)
+    far, of_all = 4 * (columns - 1), resolve(cutoff, len(X) * delay, columns - 1 - delay - affine, block.dtype)
+    there = reference.predict_observed(np.asarray(block[:, :k]), far + ahead, rule, **options)
+    whole = reference.predict_observed(np.asarray(block), far, of_all, **options)
     t = np.arange(k)
     slope, offset = np.polyfit(t, first.T, 1)
     secant = first[:, -1] + (first[:, -1] - first[:, 0]) * ahead / (k - 1)
     moved = np.linalg.norm(last - first[:, -1])
     others = (first.mean(axis=1), offset + slope * (columns - 1), secant)
     errors = [np.linalg.norm(guess - last) / moved for guess in others]
-    return np.linalg.norm(predicted - last) / moved, min(1.0, *errors)
+    apart = np.linalg.norm(whole - there) / max(np.linalg.norm(whole - last), moved)
+    return np.linalg.norm(predicted - last) / moved, min(1.0, *errors), apart
 
 
 OPTIONS = {
@@ -62,11 +66,12 @@ def test_is_that_of_a_fit_to_the_first_part(name, n, m, split, dtype, rng):
     assert told.error.shape == told.baseline.shape == told.pays.shape == (3,) and told.pays.dtype == bool
     tolerance = 2e-3 if dtype == np.float32 else 1e-6
     for b in range(3):
-        error, baseline = slow(X[b], split, fk.Rank(3), **OPTIONS[name])
+        error, baseline, apart = slow(X[b], split, fk.Rank(3), **OPTIONS[name])
         np.testing.assert_allclose(told.error[b], error, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(told.baseline[b], baseline, rtol=tolerance, atol=tolerance)
-        if abs(error - 0.3) > 0.01 and abs(error - 0.5 * baseline) > 0.01:
-            assert told.pays[b] == (error < 0.5 * baseline and error < 0.3)
+        np.testing.assert_allclose(told.apart[b], apart, rtol=20 * tolerance, atol=20 * tolerance)
+        if min(abs(error - 0.3), abs(error - 0.5 * baseline), abs(apart - 0.25)) > 0.01:
+            assert told.pays[b] == (error < 0.5 * baseline and error < 0.3 and apart < 0.25)
 
 
 @pytest.mark.parametrize("stabilize", ["clip", 0.9])
@@ -89,6 +94,14 @@ def test_velocities_are_not_judged(dtype, rng):
 
 
 class TestVerdicts:
+    @pytest.mark.parametrize(("noise", "pays"), [(0.0, True), (1e-4, False)])
+    def test_the_end_of_a_recording_alone_does_not_tell(self, noise, pays):
+        """A little noise spoils no prediction of the end, and leads two operators to different places."""
+        X = descent(np.random.default_rng(1), 30, 13, rates=(0.99, 0.9), noise=noise)
+        told = fk.fit(X, observables=fk.Affine(), cutoff=fk.Rank(2), stabilize="clip").forecast()
+        assert told.error < 0.05 < 0.8 < told.baseline
+        assert (told.apart < 0.01 if pays else told.apart > 0.4) and told.overall.pays is pays
+
     def test_descent_pays_and_noise_does_not(self, dtype, rng):
         for n, m in ((40, 23), (6, 29)):
             smooth = descent(rng, n, m + 1, rates=(0.97, 0.8)).astype(dtype)
@@ -105,17 +118,20 @@ class TestVerdicts:
         assert told.overall == overall(squares) and bool(told.pays[0]) and not told.overall.pays
         assert [type(part) for part in told.overall] == [float, float, bool]
         total = squares.sum(axis=0)
-        assert told.overall.error == pytest.approx(np.sqrt(total[0] / total[-1]))
+        assert told.overall.error == pytest.approx(np.sqrt(total[0] / total[4]))
         parts = [fk.fit(x, observables=fk.Affine(), cutoff=fk.Rank(4)).misses() for x in X]
         np.testing.assert_allclose(np.concatenate(parts), squares, rtol=1e-6)
 
     def test_the_rule(self):
-        assert (RULE.share, RULE.largest) == (0.5, 0.3)
-        error, baseline, pays = judge(np.array([[1, 9, 9, 9, 100.0], [4, 9, 9, 9, 100], [36, 400, 400, 400, 100],
-                                                [0, 0, 0, 0, 0], [np.nan] * 5]))  # fmt: skip
-        np.testing.assert_allclose(error[:3], [0.1, 0.2, 0.6])
-        np.testing.assert_allclose(baseline[:3], [0.3, 0.3, 1.0])
-        assert pays.tolist() == [True, False, False, False, False]
+        assert (RULE.share, RULE.largest, RULE.apart) == (0.5, 0.3, 0.25)
+        error, baseline, pays, apart = judge(np.array([
+            [1, 9, 9, 9, 100.0, 4, 400], [1, 9, 9, 9, 100, 64, 400], [1, 9, 9, 9, 100, 4, 1],
+            [4, 9, 9, 9, 100, 4, 400], [36, 400, 400, 400, 100, 0, 100], [0] * 7, [np.nan] * 7,
+        ]))  # fmt: skip
+        np.testing.assert_allclose(error[:5], [0.1, 0.1, 0.1, 0.2, 0.6])
+        np.testing.assert_allclose(baseline[:5], [0.3, 0.3, 0.3, 0.3, 1.0])
+        np.testing.assert_allclose(apart[:5], [0.1, 0.4, 0.2, 0.1, 0.0])  # what comes back is judged by its path
+        assert pays.tolist() == [True, False, True, False, False, False, False]
 
     @pytest.mark.parametrize(("first", "columns"), [(2, 3), (6, 9), (13, 40)])
     def test_guesses_are_exact_on_lines(self, first, columns):
@@ -163,7 +179,7 @@ class TestKinds:
         jax = pytest.importorskip("jax")
         for make in (torch.from_numpy, jax.numpy.asarray):
             told = fk.fit(make(X), observables=fk.Affine(), cutoff=fk.Rank(4)).forecast()
-            for name in ("error", "baseline", "pays", "overshoot"):
+            for name in ("error", "baseline", "pays", "apart", "overshoot"):
                 assert type(getattr(told, name)) is type(make(X))
                 np.testing.assert_allclose(getattr(told, name), getattr(expected, name), rtol=1e-6)
             assert told.overall == expected.overall
@@ -188,7 +204,7 @@ class TestKinds:
         X = (1e3 + 1e-3 * descent(rng, 60, 19, settled=0.0)).astype(dtype)
         for options in ({}, {"observables": fk.Affine()}):
             op = fk.fit(X, cutoff=fk.Rank(3), **options)
-            error, baseline = slow(X, 2 / 3, fk.Rank(3), affine=bool(options))
+            error, baseline, _ = slow(X, 2 / 3, fk.Rank(3), affine=bool(options))
             loose = 2e-2 if dtype == np.float32 else 1e-3
             np.testing.assert_allclose(op.forecast().baseline, baseline, rtol=loose)
             if options:

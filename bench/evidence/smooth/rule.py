@@ -63,14 +63,14 @@ SETTINGS: dict[str, Callable] = {
 def judged(problem: problems.Problem, w: np.ndarray, states: np.ndarray, candidates: np.ndarray) -> dict:
     """One recording: what the forecast, `holdout` and `residual` say of it, and what is so."""
     op = methods.operator(states)
-    forecast = methods.forecast(states)
+    forecast = op.forecast()
     cheap = min(finite(problem, other) for method in methods.CHEAP.values() for other in method(states))
     ours = min(finite(problem, candidate) for candidate in candidates)
     values = np.asarray(op.eigenvalues)[0]
     cheap = min(cheap, finite(problem, w)) - problem.optimum
     return {
-        "says": bool(forecast.pays), "error": float(forecast.error), "baseline": float(forecast.baseline),
-        "holdout": float(op.holdout[0]), "residual": float(op.residual[0]),
+        "says": forecast.overall.pays, "error": forecast.overall.error, "baseline": forecast.overall.baseline,
+        "apart": float(forecast.apart[0]), "holdout": float(op.holdout[0]), "residual": float(op.residual[0]),
         "negative": float(np.mean(values.real < -0.5)), "gap": ours - problem.optimum, "cheap": cheap,
         "pays": ours - problem.optimum < MARGIN * cheap,
     }  # fmt: skip

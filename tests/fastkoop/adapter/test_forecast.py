@@ -35,6 +35,7 @@ def test_a_smooth_recording_foretells_its_end(partition):
     for layer in forecast.values():
         assert len(layer.error) == len(layer.baseline) == len(layer.pays)
         assert layer.pays.all() and layer.overall.pays is True
+        assert len(layer.apart) == len(layer.overshoot) == len(layer.error) and not layer.overshoot.any()
 
 
 def test_noise_does_not():
