@@ -77,7 +77,8 @@ BENCHMARKS = {
         ("--seeds",),
     ),
     "forecast": Benchmark(
-        "evidence.smooth.rule", "the forecast's rule on recordings that did not choose it", ("--data-dir", "--seeds")
+        "evidence.smooth.rule", "the forecast's rule on recordings that did not choose it",
+        ("names", "--data-dir", "--seeds"),
     ),
     "oscillator": Benchmark("evidence.oscillator", "the paper's first experiment, 25 networks"),
     "monitor": Benchmark("evidence.monitor", "the spectrum of training, watched: cost, convergence, late generalising"),

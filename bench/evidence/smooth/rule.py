@@ -5,8 +5,9 @@
 
 Ten settings, eight recordings of twelve pairs along every run, which jumps where the guard likes it. An operator pays
 where the best of its ten candidates leaves a gap at least 5% smaller than the best of thirty by line, secant and mean,
-and than staying. The forecast is fitted and judged on the recording alone. Beside it `holdout` and `residual`, each
-with the threshold that is best in hindsight on these very recordings, which flatters them.
+and than staying. The forecast is fitted and judged on the recording alone, by a rule that was chosen on the recordings
+of `python -m bench calibration`. Beside it `holdout` and `residual`, each with the threshold that is best in hindsight
+on these very recordings, which flatters them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from .train import finite
 FILE = RESULTS / "smooth" / "forecast.json"
 PAIRS, RECORDINGS, BETWEEN = 12, 8, 0
 MARGIN = 0.95  # of the gap that the cheap ones leave: smaller gains count as none
+TARGETS = {"accuracy": 0.9, "pays given yes": 0.9, "pays given no": 0.15}  # the last is not to be exceeded
 
 
 def smooth(make: Callable, seed: int) -> tuple[problems.Problem, Callable, int]:
@@ -92,17 +94,19 @@ def measure(words: str, seed: int) -> list[dict]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure and write the JSON."""
+    """Measure and write the JSON; of some settings by name, others stay as they are there."""
     if options.data_dir:
         os.environ[DATA_DIR] = options.data_dir
-    settings = {}
+    names = pages.select(options.names, SETTINGS, "setting")
+    settings = json.loads(FILE.read_text())["settings"] if options.names else {}
     with torch_threads(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        for words in SETTINGS:
+        for words in names:
             settings[words] = [measure(words, seed) for seed in range(options.seeds)]
             every = [one for run in settings[words] for one in run]
             print(f"{words}: {shares(every)}", flush=True)
     FILE.parent.mkdir(parents=True, exist_ok=True)
+    settings = {words: settings[words] for words in SETTINGS if words in settings}
     write_json(FILE, {"environment": origin.environment(Host()), "settings": settings})
 
 
@@ -117,13 +121,26 @@ def shares(recordings: list[dict]) -> dict:
     }  # fmt: skip
 
 
+def reached(measured: dict) -> dict[str, bool]:
+    """Which targets the shares reach; what no recording tells of is not missed."""
+    found = {name: measured[name] for name in TARGETS}
+    return {
+        name: found[name] is None or (found[name] <= bound if name == "pays given no" else found[name] >= bound)
+        for name, bound in TARGETS.items()
+    }
+
+
 def in_hindsight(recordings: list[dict], report: str) -> tuple[float, float]:
     """The best accuracy that any threshold on a report reaches on these recordings, and that threshold."""
-    values = np.array([np.inf if one[report] is None else one[report] for one in recordings])
-    pays = np.array([one["pays"] for one in recordings], bool)
+    values, pays = of(recordings, report), of(recordings, "pays")
     thresholds = [-np.inf, *np.unique(values[np.isfinite(values)])]
     accuracy = [((values <= threshold) == pays).mean() for threshold in thresholds]
     return float(max(accuracy)), float(thresholds[int(np.argmax(accuracy))])
+
+
+def of(recordings: list[dict], report: str) -> np.ndarray:
+    """A report of all recordings; infinite where it is no number."""
+    return np.array([np.inf if one[report] is None else one[report] for one in recordings])
 
 
 def percent(value: float | None) -> str:
@@ -131,43 +148,55 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
 
 
-def table_of(results: dict) -> str:
-    """The table, in Markdown, and the reports beside it."""
-    heads = (
-        "setting", "recordings", "pay", "forecast says yes", "right", "pay when it says yes", "pay when it says no",
-        "e_K, median", "eigenvalue below -0.5",
-    )  # fmt: skip
+def groups_of(results: dict) -> dict[str, list[dict]]:
+    """Recordings by setting, and all of them."""
     groups = {words: [one for run in runs for one in run] for words, runs in results["settings"].items()}
-    every = [one for group in groups.values() for one in group]
-    rows = []
-    for words, group in [*groups.items(), ("**all**", every)]:
+    return {**groups, "**all**": [one for group in groups.values() for one in group]}
+
+
+def table_of(results: dict) -> str:
+    """The table, in Markdown; a share that misses its target is bold."""
+    heads = (
+        "setting", "recordings", "pay", "says yes", "right", "pay when it says yes", "pay when it says no",
+        "`holdout` right", "`residual` right", "e_K, median", "apart, median", "eigenvalue below -0.5",
+    )  # fmt: skip
+    groups, rows = groups_of(results), []
+    beside = {report: in_hindsight(groups["**all**"], report)[1] for report in ("holdout", "residual")}
+    for words, group in groups.items():
         found = shares(group)
-        error = np.median([np.inf if one["error"] is None else one["error"] for one in group])
-        negative = np.mean([one["negative"] > 0 for one in group])
-        rows.append((
-            words, len(group), percent(found["pays"]), found["yes"], percent(found["accuracy"]),
-            percent(found["pays given yes"]), percent(found["pays given no"]), f"{error:.2g}", percent(negative),
-        ))  # fmt: skip
-    beside = [f"`{report}` {in_hindsight(every, report)[0]:.0%}" for report in ("holdout", "residual")]
-    majority = max(shares(every)["pays"], 1 - shares(every)["pays"])
+        cells = [
+            percent(found[name]) if good else f"**{percent(found[name])}**" for name, good in reached(found).items()
+        ]
+        pays = of(group, "pays")
+        others = [percent(float(((of(group, name) <= bound) == pays).mean())) for name, bound in beside.items()]
+        medians = [f"{np.median(of(group, name)):.2g}" for name in ("error", "apart")]
+        negative = percent(float(np.mean(of(group, "negative") > 0)))
+        rows.append((words, len(group), percent(found["pays"]), found["yes"], *cells, *others, *medians, negative))
+    majority = max(shares(groups["**all**"])["pays"], 1 - shares(groups["**all**"])["pays"])
     said = (
-        f"With the best threshold in hindsight: {', '.join(beside)}. Always the more frequent answer: {majority:.0%}."
+        "Bold: a target that is missed. `holdout` and `residual` have the threshold that is best in hindsight over all "
+        "recordings. "
+        f"Always the more frequent answer: {majority:.0%}."
     )
     return pages.markdown(heads, rows) + "\n\n" + said
 
 
 def verdict(results: dict) -> str:
-    """What came out, and where the rule is wrong most often."""
-    groups = {words: shares([one for run in runs for one in run]) for words, runs in results["settings"].items()}
-    every = shares([one for runs in results["settings"].values() for run in runs for one in run])
-    worst = sorted(groups, key=lambda words: groups[words]["accuracy"])
-    wrong = [f"{words} ({groups[words]['accuracy']:.0%})" for words in worst if groups[words]["accuracy"] < 0.9]
+    """What came out, against the targets, and where the rule is wrong most often."""
+    measured = {words: shares(group) for words, group in groups_of(results).items()}
+    every = measured.pop("**all**")
     yes, no = percent(every["pays given yes"]), percent(every["pays given no"])
     said = (
         f"**The forecast is right on {every['accuracy']:.0%} of {every['yes'] + every['no']} recordings.** Where it "
-        f"says yes, operators pay in {yes}; where it says no, in {no}."
+        f"says yes, operators pay in {yes}; where it says no, in {no}. The targets are {TARGETS['accuracy']:.0%}, "
+        f"{TARGETS['pays given yes']:.0%} and at most {TARGETS['pays given no']:.0%}: over all recordings "
+        + ("all three are reached" if all(reached(every).values()) else "they are missed")
     )
-    return said + (f" It is right less often than nine times in ten on: {'; '.join(wrong)}." if wrong else "")
+    missed = sorted((found["accuracy"], words) for words, found in measured.items() if not all(reached(found).values()))
+    if not missed:
+        return said + ", and in every setting."
+    by_setting = "; ".join(f"{words} ({accuracy:.0%} right)" for accuracy, words in missed)
+    return said + f". Setting by setting, at least one is missed on: {by_setting}."
 
 
 def table(options: argparse.Namespace) -> None:

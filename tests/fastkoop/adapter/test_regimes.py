@@ -143,31 +143,38 @@ def test_without_a_guard_noisy_training_comes_to_no_harm(digits, cutoff):
         assert trained("none")[0] > 10 * alone
 
 
-def test_what_the_gate_misses(digits):
-    """A known failure: a network that gradient descent trains at a large rate foretells its end, and a jump harms it.
+def at_a_large_rate(digits, lr, seed, jumps):
+    """Loss, and jumps that the gate let pass, of a network that gradient descent trains at the edge of stability.
 
-    The operators predict the recording's last third well; far ahead the loss is sharper than the rate allows, and
-    training that goes on from there diverges. The jump itself lowers the loss, so that no look at it would tell.
+    Far ahead of a recording the loss is sharper than the rate allows: the jump itself lowers the loss, and training
+    that goes on from there diverges.
     """
     x, y, _ = digits
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).double()
+    optimizer, schedule = torch.optim.SGD(model.parameters(), lr=lr), None
+    if jumps:
+        phase = KoopmanPhase(model, "layer", preset="smooth")
+        schedule = KoopmanSchedule(phase, optimizer, burn_in=20, record=17, jump=3000, rest=10)
+    passed = 0
+    for _ in range(300):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        report = None if schedule is None else schedule.step()
+        passed += report is not None and report.steps > 0
+    with torch.no_grad():
+        return float(nn.functional.cross_entropy(model(x), y)), passed
 
-    def trained(seed, jumps):
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).double()
-        optimizer, schedule = torch.optim.SGD(model.parameters(), lr=1.0), None
-        if jumps:
-            phase = KoopmanPhase(model, "layer", preset="smooth")
-            schedule = KoopmanSchedule(phase, optimizer, burn_in=20, record=17, jump=3000, rest=10)
-        passed = 0
-        for _ in range(300):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-            report = None if schedule is None else schedule.step()
-            passed += report is not None and report.steps > 0
-        with torch.no_grad():
-            return float(nn.functional.cross_entropy(model(x), y)), passed
 
-    alone, gated = [trained(seed, False)[0] for seed in (1, 2)], [trained(seed, True) for seed in (1, 2)]
-    assert all(passed for _, passed in gated)
-    assert max(end / usual for (end, _), usual in zip(gated, alone, strict=True)) > 2
+@pytest.mark.parametrize("seed", [1, 2])
+def test_jumps_that_lead_to_the_edge_of_stability_are_held(digits, seed):
+    """Recordings foretell their own end; operators of the part and of the whole lead to different places."""
+    gated, passed = at_a_large_rate(digits, 1.0, seed, jumps=True)
+    assert passed and gated <= 1.05 * at_a_large_rate(digits, 1.0, seed, jumps=False)[0]
+
+
+def test_what_the_gate_misses(digits):
+    """A known failure: at another rate and seed a jump passes that training does not recover from."""
+    gated, passed = at_a_large_rate(digits, 0.5, 3, jumps=True)
+    assert passed and gated > 2 * at_a_large_rate(digits, 0.5, 3, jumps=False)[0]

@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from bench.common import pages  # noqa: E402
 from bench.evidence.smooth import methods, noise, rule  # noqa: E402
+from fastkoop.forecast import RULE  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +36,39 @@ def test_ten_settings_five_seeds_eight_recordings(judged):
         assert [len(run) for run in runs] == [rule.RECORDINGS] * 5
 
 
-def test_the_forecast_beats_the_majority_and_is_rarely_wrong_where_it_says_no(judged):
-    every = [one for runs in judged["settings"].values() for run in runs for one in run]
-    found = rule.shares(every)
-    others = [rule.in_hindsight(every, report)[0] for report in ("holdout", "residual")]
-    assert found["accuracy"] > max(found["pays"], 1 - found["pays"])
-    assert max(others) < 0.9 and found["pays given yes"] > 0.8 > 0.15 > found["pays given no"]
+def test_the_page_says_which_targets_are_reached(judged):
+    """The targets are the project's; what misses them is named in the page, whatever comes out."""
+    assert rule.TARGETS == {"accuracy": 0.9, "pays given yes": 0.9, "pays given no": 0.15}
+    said = pages.shown("forecast", "verdict")
+    groups = rule.groups_of(judged)
+    every = rule.shares(groups.pop("**all**"))
+    hits = every["accuracy"] >= 0.9 and every["pays given yes"] >= 0.9 and every["pays given no"] <= 0.15
+    assert ("all three are reached" in said) == hits and f"{every['accuracy']:.0%} of 400" in said
+    for words, group in groups.items():
+        says = [one["says"] for one in group]
+        pays = [one["pays"] for one in group]
+        right = sum(a == b for a, b in zip(says, pays, strict=True)) / len(group)
+        yes = [b for a, b in zip(says, pays, strict=True) if a]
+        no = [b for a, b in zip(says, pays, strict=True) if not a]
+        missed = right < 0.9 or (yes and sum(yes) < 0.9 * len(yes)) or (no and sum(no) > 0.15 * len(no))
+        assert (words in said) == bool(missed), words
+
+
+def test_the_page_s_sentences_on_what_is_judged_poorly(judged):
+    found = {words: rule.shares(group) for words, group in rule.groups_of(judged).items()}
+    every = found.pop("**all**")
+    worst = sorted(found, key=lambda words: found[words]["accuracy"])[:2]
+    assert sorted(worst) == ["MNIST MLP, GD lr 0.1", "digits, momentum 0.9"]
+    assert all(found[words]["no"] >= 37 for words in worst)  # "now by saying no"
+    assert found["digits, momentum 0.9"]["pays"] == pytest.approx(1 / 5)
+    assert found["MNIST MLP, GD lr 0.1"]["pays"] == pytest.approx(1 / 3, abs=0.02)
+    assert found["MNIST MLP, GD lr 0.1"]["pays given yes"] == pytest.approx(1 / 3, abs=0.02)
+    assert every["accuracy"] > max(every["pays"], 1 - every["pays"])
+
+
+def test_the_verdicts_are_the_library_s_rule(judged):
+    for one in rule.groups_of(judged)["**all**"]:
+        assert one["says"] == bool(RULE(one["error"], one["baseline"], one["apart"]))
 
 
 def test_noise_ends_what_pays_and_the_forecast_says_so(swept):
