@@ -1,8 +1,8 @@
 """Operators of pairs that are no single trajectory: several trajectories pooled, pairs with weights.
 
 K minimises sum_t w_t ||z'_t - K z_t||^2 over all pairs, the one of minimum norm, truncated like any other: it is
-(Fp D) pinv(F D) with D = diag(sqrt(w)). Gram matrices of the pairs where they resolve the cutoff, the SVD of the pairs
-where they do not. Functions take the contract that computes.
+(Fp D) pinv(F D) with D = diag(sqrt(w)). Gram matrices of the pairs where they resolve the cutoff; where they do not,
+the SVD of the pairs, of many by the triangle of their QR. Functions take the contract that computes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from .contract import DIGITS, Factors
 from .cpu import library
 from .cpu.large import over_large, quiet
 from .factors import assemble
-from .observed import WORKSPACE, Lifted, _stack, replace, unsettled
-from .plan import NON_FINITE, resolution
+from .observed import STRIP, WORKSPACE, Lifted, _stack, replace, unsettled
+from .plan import NON_FINITE, SVD, UNRESOLVED, plan, resolution
 
 
 @quiet
@@ -90,7 +90,9 @@ def _fit(contract, pairs: _Pairs, cutoff, dtype, refine: bool, gains: bool) -> L
     xp, (B, rows, k) = contract.xp, pairs.A.shape
     A, after, start = pairs.A, pairs.next, pairs.start
     turned = A.swapaxes(1, 2)
-    if rows <= k:
+    if rows <= k and xp is cpu.xp and plan(B, rows, k, dtype).engine == "library":
+        factors = _large(pairs, cutoff, dtype)
+    elif rows <= k:
         S = xp.concatenate([A @ turned, after @ turned, start[:, None]], axis=1)
         factors = contract.solve(S, rows, k, cutoff, dtype)
     else:
@@ -103,6 +105,22 @@ def _fit(contract, pairs: _Pairs, cutoff, dtype, refine: bool, gains: bool) -> L
     if pairs.bad.any():
         lifted.factors.route[pairs.bad] = NON_FINITE
     return lifted
+
+
+def _large(pairs: _Pairs, cutoff, dtype) -> Factors:
+    """Factors of wide blocks for BLAS: half a Gram matrix, and of the other the product with what is kept."""
+    B, rows, k = pairs.A.shape
+    digits, bounds = DIGITS[np.dtype(dtype)], resolution(rows, k, dtype)
+
+    def reduce(b: int) -> library.Reduced:
+        A, after = pairs.A[b], pairs.next[b]
+        C = library.mirrored(library.upper_gram(A, across=True))
+        return library.reduce_weights(C, lambda V: after @ (A.T @ V), pairs.start[b], cutoff, digits, bounds)
+
+    factors = assemble(over_large(reduce, B, rows), rows)
+    unresolved = factors.route == SVD
+    factors.route[unresolved], factors.edge[unresolved] = UNRESOLVED, True
+    return factors
 
 
 def _to_weights(contract, factors: Factors, pairs: _Pairs) -> Factors:
@@ -136,16 +154,32 @@ def _roots(xp, factors: Factors):
 
 
 def _exactly(contract, pairs: _Pairs, suspects: np.ndarray, cutoff, dtype, gains: bool) -> Lifted:
-    """Operators of a few blocks by the SVD of their pairs, in host memory."""
+    """Operators of a few blocks by the SVD of their pairs, or of what stands in for them, in host memory."""
     host = {name: contract.host(getattr(pairs, name))[suspects] for name in ("A", "next", "start", "origin", "before",
                                                                             "after")}  # fmt: skip
     rows, k = host["A"].shape[1:]
     digits, bounds = DIGITS[np.dtype(dtype)], resolution(rows, k, dtype)
 
     def reduce(b: int) -> library.Reduced:
-        A, after, start = host["A"][b], host["next"][b], host["start"][b]
+        A, after, start = *condensed(host["A"][b], host["next"][b]), host["start"][b]
         part = library.reduce_pairs(A, after, start, cutoff, digits, bounds)
         return part if rows <= k else part._replace(basis=A @ part.basis, readout=after @ part.readout)
 
     factors = assemble(over_large(reduce, len(suspects), min(rows, k)), rows)
     return _completed(cpu, factors, types.SimpleNamespace(**host), gains)
+
+
+def condensed(A: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (rows, 2 rows) whose products among themselves are those of the many pairs (rows, k): the same operator.
+
+    They are the triangle of [A; after]^T = Q R, gathered over strips of pairs (Demmel, Grigori, Hoemmen and Langou
+    2012): nothing is squared, and the SVD that follows is of 2 rows columns instead of k.
+    """
+    rows, k = A.shape
+    if k <= 2 * rows:
+        return A, after
+    R, strip = np.empty((0, 2 * rows)), max(4 * rows, STRIP // (16 * rows))
+    for at in range(0, k, strip):
+        pairs = slice(at, at + strip)
+        R = np.linalg.qr(np.vstack([R, np.hstack([A[:, pairs].T, after[:, pairs].T])]), mode="r")
+    return R[:, :rows].T, R[:, rows:].T

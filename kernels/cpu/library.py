@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from ..cutoffs import KINDS, floor, needs_largest_only
+from ..cutoffs import KINDS, RANK, floor, needs_largest_only
 from ..factors import Reduced, empty, ends
 from ..plan import EIGEN, NON_FINITE, SVD, ZERO, Resolution, triage, unit_of
 from ..selection import limit, resolved, select
@@ -82,17 +82,17 @@ def truncated_eigh(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
 def few_pairs(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
     """`truncated_eigh` of a matrix so large, and a cutoff so coarse, that iterating is quicker; else None."""
     kind, value, order = KINDS[cutoff[0]], float(cutoff[1]), len(G)
-    if not needs_largest_only(kind) or order < LEAST_ORDER:
+    if order < LEAST_ORDER or not (needs_largest_only(kind) or (kind == RANK and 0 < int(value) < order)):
         return None
 
     def above(largest: float) -> float:
         return limit(math.sqrt(largest), kind, value, digits, 1.0) ** 2
 
-    few = leading_eigh(G, above, bounds.gram)
+    few = leading_eigh(G, int(value) if kind == RANK else above, bounds.gram)
     if few is None:
         return None
     squares, V = few
-    rank, threshold = V.shape[1], math.sqrt(above(squares[0]))
+    rank, threshold = V.shape[1], math.sqrt(max(squares[-1], 0.0) if kind == RANK else above(squares[0]))
     clear = resolved(squares, order, kind, value, rank, threshold, bounds.least * squares[0])
     return EIGEN if clear else SVD, squares[:rank], V, rank, threshold, False
 

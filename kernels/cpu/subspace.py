@@ -19,20 +19,21 @@ ROUNDS = 16
 ANGLE = 1e-7  # of the kept subspace against the exact one: residual over gap (Davis & Kahan 1970)
 
 
-def leading_eigh(G: np.ndarray, threshold: Callable[[float], float], blur: float):
+def leading_eigh(G: np.ndarray, threshold: Callable[[float], float] | int, blur: float):
     """Eigenpairs of the symmetric G whose value exceeds threshold(largest value), largest first, or None.
 
     Args:
         G: (order, order) float64, positive semidefinite up to rounding.
-        threshold: from the largest eigenvalue to the value that eigenvalues must exceed.
+        threshold: from the largest eigenvalue to the value that eigenvalues must exceed; or how many count.
         blur: uncertainty of G's eigenvalues, relative to the largest; one within it of the threshold is
             left to the caller, who sees all eigenvalues.
 
     Returns:
-        (values (r + 1,), V (order, r)), the last value being the largest that is dropped; or None where r is
-        not small, or its proof fails: the r Ritz values above the threshold bound r eigenvalues from below, and
-        a Cholesky factor of mu I - (G - V diag(values) V^T) shows that no other exceeds mu, a level under the
-        threshold; residuals against the gap between the smallest value kept and mu bound the subspace's angle.
+        (values (r + 1,), V (order, r)), the last value being the largest that is dropped, to 7 digits where a
+        number is asked for; or None where r is not small, or its proof fails: the r Ritz values above the threshold
+        bound r eigenvalues from below, and a Cholesky factor of mu I - (G - V diag(values) V^T) shows that no other
+        exceeds mu, a level under the threshold; residuals against the gap between the smallest value kept and mu
+        bound the subspace's angle.
     """
     order = len(G)
     random = np.random.default_rng(order)  # the same start for the same problem
@@ -42,7 +43,7 @@ def leading_eigh(G: np.ndarray, threshold: Callable[[float], float], blur: float
         Z = G @ Q
         values, S = np.linalg.eigh(Q.T @ Z)
         values, Q, Z = values[::-1], Q @ S[:, ::-1], Z @ S[:, ::-1]
-        limit, noise = threshold(values[0]), blur * values[0]
+        limit, noise = _limit(values, threshold), blur * values[0]
         rank = int((values > limit).sum())
         if 2 * rank > len(values):
             block = 3 * rank if rank == len(values) else 2 * rank + 8
@@ -55,14 +56,22 @@ def leading_eigh(G: np.ndarray, threshold: Callable[[float], float], blur: float
         below = min(values[rank - 1], limit - noise)
         level = values[rank] + 0.1 * (below - values[rank])
         gap = values[rank - 1] - level
-        residual = np.linalg.norm(Z[:, :rank] - Q[:, :rank] * values[:rank])
-        if values[rank] < below and residual <= ANGLE * gap:
+        rests = np.linalg.norm(Z[:, : rank + 1] - Q[:, : rank + 1] * values[: rank + 1], axis=0)
+        settled = callable(threshold) or rests[rank] <= ANGLE * values[rank]
+        if values[rank] < below and np.linalg.norm(rests[:rank]) <= ANGLE * gap and settled:
             certain = values[rank - 1] > limit + noise and _nothing_above(G, values[:rank], Q[:, :rank], level)
             return (values[: rank + 1], Q[:, :rank]) if certain else None
         # T_2((2/a) G - I), a the smallest Ritz value: damps what lies in 0 .. a, lets the rest grow
         W = (2.0 / values[-1]) * Z - Q
         Y = 2.0 * ((2.0 / values[-1]) * (G @ W) - W) - Q
     return None
+
+
+def _limit(values: np.ndarray, threshold: Callable[[float], float] | int) -> float:
+    """What Ritz values, largest first, must exceed: midway between the last of a number and the next."""
+    if callable(threshold):
+        return threshold(values[0])
+    return 0.5 * (values[threshold - 1] + values[threshold]) if threshold < len(values) else -np.inf
 
 
 def _orthonormal(Y: np.ndarray) -> np.ndarray:

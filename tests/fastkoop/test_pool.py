@@ -10,6 +10,7 @@ from cases import EPS64
 
 import fastkoop as fk
 from fastkoop.cutoff import resolve
+from fastkoop.kernels import pooled
 
 SIZES = ((6, (9, 4, 12)), (30, (5, 3, 7)), (8, (4, 5)), (3, (40, 2, 25)), (150, (40, 61)), (110, (120, 30)))
 
@@ -92,6 +93,42 @@ def test_pairs(n, m, affine, dtype, rng):
             close = {"rtol": 0, "atol": (1e-4 if dtype == np.float32 else 1e-9) * (1 + np.abs(expected).max())}
             np.testing.assert_allclose(op.predict(steps)[b], expected, **close)
             np.testing.assert_allclose(turned.predict(steps)[b], expected, **close)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_what_a_gram_matrix_cannot_resolve_is_the_fit_of_the_stacked_pairs(affine, rng):
+    """Singular values down to 1e-9 of the largest, more pairs than a triangle has columns."""
+    n, lengths = 6, (60, 45)
+    Q, scales = np.linalg.qr(rng.normal(size=(n, n)))[0], np.geomspace(1, 1e-9, n)
+    Xs = [Q @ (scales[:, None] * rng.normal(size=(n, length))) for length in lengths]
+    op = fk.fit(Xs, cutoff=1e-11, observables=fk.Affine() if affine else "identity")
+    assert op.route == "svd" and op.rank == n
+    F, Fp, last = stacked(Xs)
+    for steps in (1, 2):
+        expected = dense(F, Fp, last, steps, ("relative", 1e-11), affine=affine)
+        tolerance = 40 * EPS64 * 1e9 * steps  # rounding times the condition number, for every step
+        assert np.linalg.norm(op.predict(steps) - expected) <= tolerance * np.linalg.norm(expected)
+
+
+def test_triangles_stand_in_for_many_pairs(rng, monkeypatch):
+    A, after = rng.normal(size=(2, 5, 300)) * np.geomspace(1, 1e-8, 5)[:, None]
+    monkeypatch.setattr(pooled, "STRIP", 1)  # several strips
+    few, later = pooled.condensed(A, after)
+    assert few.shape == later.shape == (5, 10)
+    sizes, nexts = np.linalg.norm(A, axis=1), np.linalg.norm(after, axis=1)
+    assert np.all(np.abs(few @ few.T - A @ A.T) <= 1e-13 * np.outer(sizes, sizes))
+    assert np.all(np.abs(later @ few.T - after @ A.T) <= 1e-13 * np.outer(nexts, sizes))
+    few = A[:, :10], after[:, :10]
+    assert all(a is b for a, b in zip(pooled.condensed(*few), few, strict=True))  # as they are
+
+
+def test_large_pools_take_half_a_gram_matrix_and_few_pairs(rng):
+    """More rows than the kernels take, a rank that iterations find."""
+    Xs = trajectories(rng, 70, (90, 120))
+    op = fk.fit(Xs, observables=fk.Delay(2), cutoff=fk.Rank(5))
+    F, Fp, last = stacked(Xs, 2)
+    expected = dense(F, Fp, last, 3, ("rank", 5))[:70]
+    np.testing.assert_allclose(op.predict(3), expected, rtol=0, atol=1e-8)
 
 
 def test_one_trajectory_is_the_ordinary_fit(dtype, rng):

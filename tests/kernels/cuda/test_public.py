@@ -81,6 +81,27 @@ class TestEmulated:
         assert repr(op) and op.summary()
 
 
+@pytest.mark.parametrize(("n", "lengths"), [(6, (9, 4, 12)), (30, (5, 3, 7)), (8, (5, 5)), (3, (40, 3, 25))])
+@pytest.mark.parametrize("observables", ["identity", fk.Affine(), (fk.Delay(2), fk.Affine())], ids=str)
+def test_pools_agree_with_the_cpu_and_with_the_stacked_pairs(door, rng, n, lengths, observables, dtype):
+    Xs = [np.stack([graded(rng, n, m, dtype, 0.2), orbit(rng, n, m, dtype)]) for m in lengths]
+    weights, close = rng.uniform(0.5, 2.0, len(lengths)), {"rtol": 2e-4, "atol": 2e-5}
+    op = fk.fit(Xs, cutoff=1e-3, observables=observables, weights=weights)
+    with pytest.MonkeyPatch.context() as plain:
+        for module in ("linalg", "operator"):
+            plain.setattr(f"fastkoop.{module}.backend_for", fk.backends.backend_for)
+        expected = fk.fit(Xs, cutoff=1e-3, observables=observables, weights=weights)
+    for name in ("rank", "threshold", "residual", "holdout", "spectral_radius"):
+        np.testing.assert_allclose(getattr(op, name), getattr(expected, name), err_msg=name, **close)
+    np.testing.assert_allclose(op.predict([0, 1, 4]), expected.predict([0, 1, 4]), **close)
+    if observables == "identity":
+        sides = (np.concatenate([X[..., side] for X in Xs], axis=-1) for side in (slice(-1), slice(1, None)))
+        F, Fp = (side * np.sqrt(np.repeat(weights, lengths)) for side in sides)
+        for b in range(2):
+            K = Fp[b].astype(float) @ np.linalg.pinv(F[b].astype(float), rcond=1e-3)
+            np.testing.assert_allclose(op.predict(1)[b], K @ Xs[-1][b, :, -1].astype(float), **close)
+
+
 def test_bad_blocks_are_named_when_asked(door, rng):
     X = orbit(rng, 9, 4, np.float32, batch=(3,))
     X[1, 2, 3] = np.inf
