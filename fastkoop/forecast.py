@@ -157,7 +157,8 @@ class Forecasting(Reports):
         (True, True)
         """
         squares = self.misses(split)
-        return Forecast(*map(self._judged, judge(squares)), overall(squares), self)
+        error, baseline, pays, apart = map(self._judged, judge(squares))
+        return Forecast(error, baseline, pays, apart, overall(squares), self)
 
     @in_scope
     def _judged(self, values: np.ndarray) -> Any:

@@ -187,6 +187,10 @@ class Reports:
         """The operator of the first snapshots alone."""
         raise NotImplementedError
 
+    def _states(self, counts: np.ndarray) -> Any:
+        """States (k, B, n) at the given numbers of steps."""
+        raise NotImplementedError
+
     def _without_last(self):
         """What an operator fitted without the last pair predicts for the last snapshot, (B, n)."""
         raise NotImplementedError
