@@ -46,6 +46,7 @@ class Jump:
         self._guard = None if options.guard is None else Guard(options.guard, parts)
         self._holds = Holds(parts, fits, options)
         self._moved: list[Moved] = []
+        self._velocities: dict[str, torch.Tensor] | None = None  # before they followed
         self._fresh = True  # nothing has been moved yet
         self.report = JumpReport(0, 0.0, [], candidate="none")
 
@@ -113,15 +114,20 @@ class Jump:
         self._rates.copies.watch(self._saved.parameters, self.report)
         self._rates.settle(self._parts.parameters.trained, self._options.optimizer_state, self.report.steps)
         if self._options.predicts:
+            self._velocities = self._parts.velocities.saved()
             if self.report.candidate == ends.KOOPMAN:
                 self._velocities_follow()
             else:  # no operator says how they move there
                 self._rates.stop(self._parts.parameters.trained)
+            if self._walker.velocities is None:
+                self._walker.velocities = self._velocities
 
     def undo(self) -> None:
         """Put everything back as it was."""
         self._parts.parameters.restore(self._saved)
         self._walker.whereabouts = self._began
+        if self._velocities is not None:
+            self._parts.velocities.put_back(self._velocities)
 
     def _is_open(self, target: Target) -> bool:
         """Whether it is worth trying: not where the gate holds every block."""

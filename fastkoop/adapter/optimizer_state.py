@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -200,6 +200,24 @@ class Velocities:
             if _has(state, buffer):
                 return state[buffer], group["lr"]
         raise InputError(f"observables: {_no_velocity(self._optimizer, name)}")
+
+    def saved(self) -> dict[str, torch.Tensor]:
+        """Copies of them, on this rank, by their parameters' names."""
+        return {name: local(buffer).clone() for name, buffer in self._buffers()}
+
+    @torch.no_grad()
+    def put_back(self, saved: dict[str, torch.Tensor]) -> None:
+        """Bit for bit what was `saved`, where the optimizer still keeps it."""
+        for name, buffer in self._buffers():
+            if name in saved:
+                local(buffer).copy_(saved[name])
+
+    def _buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
+        state = {} if self._optimizer is None else self._optimizer.state
+        for parameter, entries in state.items():
+            kept = [entries[buffer] for buffer in VELOCITIES if _has(entries, buffer)]
+            if kept and id(parameter) in self._known:
+                yield self._known[id(parameter)][0], kept[0]
 
     @torch.no_grad()
     def set(self, recording: GroupBuffer, rows: torch.Tensor, stayed: torch.Tensor) -> None:

@@ -422,7 +422,8 @@ class KoopmanPhase:
     def rollback(self) -> None:
         """Put the parameters back, bit for bit, as they were before the first `step` or `jump` since the recording.
 
-        Buffers too, if that move had a guard or `update_bn`; what became of the optimizer's state stays.
+        Buffers too, if that move had a guard or `update_bn`, and velocities, if a jump moved them along; what else
+        became of the optimizer's state stays.
         """
         copies = None if self._attachment is None else self._attachment.copies
         if copies is None:

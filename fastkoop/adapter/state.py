@@ -95,4 +95,6 @@ def restore(state: dict, parts: Parts, fits: Fits, walker: Walker) -> None:
     if departure is not None:
         parameters, buffers = departure
         departure = Saved([p.clone() for p in parameters], buffers and [b.clone() for b in buffers])
-    walker.restore({**contents, "coordinates": coordinates, "departure": departure})
+    velocities = contents.get("velocities")
+    velocities = velocities and {name: values.clone() for name, values in velocities.items()}
+    walker.restore({**contents, "coordinates": coordinates, "departure": departure, "velocities": velocities})

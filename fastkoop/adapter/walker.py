@@ -35,6 +35,7 @@ class Walker:
         position: iterations past the newest snapshot; infinite at the limit.
         departure: the parameters before the first move since that snapshot; None while there was none.
         offsets: of every recording, what its parameters were then beside the snapshot; None where nothing.
+        velocities: by name, before the first jump that moved them; None while there was none.
         stranded: where the parameters are if no walk leads on from there, in words; else "".
     """
 
@@ -45,6 +46,7 @@ class Walker:
     def forget(self) -> None:
         """There is a new snapshot: nothing has moved since."""
         self.departure: Saved | None = None
+        self.velocities: dict[str, torch.Tensor] | None = None
         self.offsets: list[torch.Tensor | None] = [None] * len(self._parts.recordings)
         self.position: float = 0
         self.stranded = ""
@@ -126,6 +128,9 @@ class Walker:
         if self.departure is None:
             raise checks.InputError("rollback: there was no step or jump since the last snapshot")
         self._parts.parameters.restore(self.departure)
+        if self.velocities is not None and self._parts.velocities is not None:
+            self._parts.velocities.put_back(self.velocities)
+        self.velocities = None
         self.departure, self.position, self.stranded, self._coordinates = None, 0, "", None
 
     def state(self) -> dict:
@@ -134,6 +139,7 @@ class Walker:
         return {
             "position": self.position, "walked": self._walked, "stranded": self.stranded, "offsets": self.offsets,
             "coordinates": coordinates if self._walked else None, "departure": self.departure,
+            **({} if self.velocities is None else {"velocities": self.velocities}),
         }  # fmt: skip
 
     def restore(self, state: dict) -> None:
@@ -141,7 +147,7 @@ class Walker:
         self.forget()
         self.position, self._walked, self._coordinates = state["position"], state["walked"], state["coordinates"]
         self.departure, self.stranded = state["departure"], state.get("stranded", "")
-        self.offsets = state.get("offsets", self.offsets)
+        self.offsets, self.velocities = state.get("offsets", self.offsets), state.get("velocities")
 
     def __getstate__(self) -> dict:
         """For copies and pickles: the walk as numbers, without views of the parameters that it moves."""

@@ -246,6 +246,37 @@ class TestPredict:
         assert phase.jump(9, guard=lambda: next(values), optimizer_state="predict").rolled_back
         assert torch.equal(optimizer.state[model.weight]["momentum_buffer"], buffer)
 
+    @pytest.mark.parametrize("kind", ["SGD", "Adam"])
+    @pytest.mark.parametrize("candidate", ["koopman", "mean"])
+    def test_rolling_back_puts_them_back_bit_for_bit(self, kind, candidate):
+        model, optimizer, phase, _ = quadratic(kind, cutoff=1e-3)
+        name = "momentum_buffer" if kind == "SGD" else "exp_avg"
+        before, buffer = model.weight.detach().clone(), optimizer.state[model.weight][name].clone()
+        for _ in range(2):  # the second from where the first came to
+            values = iter([1.0, 0.5])
+            phase.jump(3, guard=lambda: next(values), candidates=(candidate,), optimizer_state="predict")  # noqa: B023
+            assert not torch.equal(optimizer.state[model.weight][name], buffer)
+            if candidate == "mean":
+                break
+        state = phase.state_dict()
+        phase.rollback()
+        assert torch.equal(model.weight, before) and torch.equal(optimizer.state[model.weight][name], buffer)
+        phase.load_state_dict(state)  # the way back is saved, too
+        optimizer.state[model.weight][name].zero_()
+        phase.rollback()
+        assert torch.equal(optimizer.state[model.weight][name], buffer)
+
+    def test_a_jump_that_fails_puts_them_back(self, monkeypatch):
+        from fastkoop.adapter.walker import Walker
+
+        model, optimizer, phase, _ = quadratic("SGD")
+        before, buffer = model.weight.detach().clone(), optimizer.state[model.weight]["momentum_buffer"].clone()
+        monkeypatch.setattr(Walker, "velocities", property(lambda walker: 1 / 0, lambda walker, value: None), False)
+        with pytest.raises(ZeroDivisionError):
+            phase.jump(9, optimizer_state="predict")
+        assert torch.equal(model.weight, before)
+        assert torch.equal(optimizer.state[model.weight]["momentum_buffer"], buffer)
+
     def test_refusals(self):
         _, phase, _ = adam_recorded(4)
         with pytest.raises(ValueError, match=r'"predict" moves the velocities that Momentum\(\) records'):
