@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
-import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .adapter.callbacks import Figures, begin, measured
 from .adapter.checkpoint import load_checkpoint, save_checkpoint
 from .adapter.randomness import generators_put_back
-from .adapter.three_lines import Koopman, resumed
-from .checks import InputError
+from .adapter.three_lines import Koopman
 
 
 class KoopmanCallback(TrainerCallback):
@@ -31,42 +30,41 @@ class KoopmanCallback(TrainerCallback):
         koopman: the `Koopman`, once training has begun; its `close()` gives the recording's memory back.
     """
 
+    koopman: Koopman | None = None
+
     def __init__(
-        self,
-        *,
-        metric: str | None = None,
-        validate: tuple[Callable, Iterable] | None = None,
-        trainer: Trainer | None = None,
-        **options: Any,
-    ):
-        self.metric, self.validate, self.trainer, self.options = metric, validate, trainer, options
-        self.koopman: Koopman | None = None
-        self.figures: dict[str, float] = {}  # of the last jump
+        self, *, metric: str | None = None, validate: tuple[Callable, Iterable] | None = None,
+        trainer: Trainer | None = None, **options: Any,
+    ):  # fmt: skip
+        self.metric, self.trainer, self.options = metric, trainer, {"validate": validate, **options}
+        self.figures = Figures(options.get("log"))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any):
         running, folder = training()
         self.trainer = self.trainer or running
-        guard = None if self.metric is None else measured(self.trainer, self.metric)
-        options = {"log": lambda name, value, _: self.figures.update({name: value}), "total_steps": state.max_steps}
-        options |= {**self.options, "validate": self.validate, "monitor": guard}
-        if args.world_size > 1:
-            options.setdefault("process_group", torch.distributed.group.WORLD)
-        saved = state_at(args, state, folder) if state.global_step else None
-        self.koopman = Koopman(given["model"], given["optimizer"], **resumed(options, saved))
-        if saved:
-            self.koopman.load_state_dict(saved)
+        options = {"total_steps": state.max_steps, **self.options}
+        if self.metric is not None:
+            options["monitor"] = self.evaluated
+        path = place(args, state, folder)
+        with generators_put_back():  # the Trainer restores its own
+            saved = load_checkpoint(path) if state.global_step and path.exists() else None
+        self.koopman = begin(given["model"], given["optimizer"], options, self.figures, saved, args.world_size)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any):
-        if self.koopman.step() is not None and self.figures:
-            self.trainer.log(self.figures)
-            self.figures = {}
+        if self.koopman.step() is not None:
+            self.trainer.log(dict(self.figures))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any):
-        folder = pathlib.Path(args.output_dir, f"checkpoint-{state.global_step}")
-        save_checkpoint(folder / name(args), koopman=self.koopman)
+        save_checkpoint(place(args, state), koopman=self.koopman)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any):
         self.koopman.close()
+
+    def evaluated(self) -> float:
+        """The guard: the metric on the evaluation set."""
+        trainer = self.trainer
+        loop = trainer.evaluation_loop(trainer.get_eval_dataloader(), "Koopman guard", metric_key_prefix="eval")
+        return measured(loop.metrics, self.metric, trainer.args.greater_is_better)
 
 
 def training() -> tuple[Trainer | None, str | None]:
@@ -79,29 +77,7 @@ def training() -> tuple[Trainer | None, str | None]:
     return None, None
 
 
-def measured(trainer: Trainer, metric: str) -> Callable[[], float]:
-    """A guard from a metric of the trainer's evaluation."""
-
-    def guard() -> float:
-        loader = trainer.get_eval_dataloader()
-        metrics = trainer.evaluation_loop(loader, "Koopman guard", metric_key_prefix="eval").metrics
-        value = metrics.get(metric, metrics.get(f"eval_{metric}"))
-        if value is None:
-            raise InputError(f"metric: expected one of {', '.join(metrics)}, got {metric!r}")
-        return -value if trainer.args.greater_is_better else value
-
-    return guard
-
-
-def name(args: TrainingArguments) -> str:
-    """Of the file that holds the state, of every process its own."""
-    return f"koopman-{args.process_index}.pt"
-
-
-def state_at(args: TrainingArguments, state: TrainerState, folder: str | None) -> dict | None:
-    """The state that was saved beside the checkpoint that training goes on from; None where there is none."""
-    path = pathlib.Path(folder or f"{args.output_dir}/checkpoint-{state.global_step}", name(args))
-    if not path.exists():
-        return None
-    with generators_put_back():  # the Trainer restores its own
-        return load_checkpoint(path)["koopman"]
+def place(args: TrainingArguments, state: TrainerState, folder: str | None = None) -> pathlib.Path:
+    """The file beside a checkpoint that holds the state, of every process its own."""
+    folder = folder or f"{args.output_dir}/checkpoint-{state.global_step}"
+    return pathlib.Path(folder, f"koopman-{args.process_index}.pt")

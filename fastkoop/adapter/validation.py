@@ -11,11 +11,14 @@ from ..checks import InputError
 from .guard import modes_put_back
 from .randomness import generators_put_back
 
+MISSING = "validate: expected loss(model, batch) to return a number, got None on every batch; return the loss"
+
 
 class Validation:
     """The mean of `loss(model, batch)` over batches, in evaluation mode and without gradients.
 
-    Every call sees the same batches, which are read once. Modes and random generators are put back.
+    Every call sees the same batches, which are read once; those whose loss is None do not count. Modes and random
+    generators are put back.
 
     Raises:
         ValueError, TypeError: no batches, or no function.
@@ -26,10 +29,10 @@ class Validation:
     True
     """
 
-    def __init__(self, model: nn.Module, loss: Callable, batches: Iterable):
+    def __init__(self, model: nn.Module, loss: Callable, batches: Iterable, missing: str = MISSING):
         if not callable(loss):
             raise TypeError(f"validate: expected (loss, batches) with a function loss(model, batch), got {loss!r}")
-        self._model, self._loss = model, loss
+        self._model, self._loss, self._missing = model, loss, missing
         with generators_put_back():  # a DataLoader draws from them
             self._batches = list(batches)
         if not self._batches:
@@ -38,5 +41,8 @@ class Validation:
     def __call__(self) -> float:
         with generators_put_back(), modes_put_back(self._model), torch.no_grad():
             self._model.eval()
-            losses = [float(self._loss(self._model, batch)) for batch in self._batches]
+            answers = [self._loss(self._model, batch) for batch in self._batches]
+            losses = [float(loss) for loss in answers if loss is not None]
+        if not losses:
+            raise InputError(self._missing)
         return sum(losses) / len(losses)

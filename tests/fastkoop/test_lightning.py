@@ -23,9 +23,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def data(seed, count=96):
+def data(seed, count=96, shuffle=False):
     x = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
-    return DataLoader(TensorDataset(x, x[:, :1].sin()), batch_size=16)
+    return DataLoader(TensorDataset(x, x[:, :1].sin()), batch_size=16, shuffle=shuffle)
 
 
 class Regression(pl.LightningModule):
@@ -86,14 +86,14 @@ class Figures(pl.loggers.Logger):
         pass
 
 
-def fit(module, callbacks, epochs=6, folder=None, ckpt_path=None, **options):
+def fit(module, callbacks, epochs=6, folder=None, ckpt_path=None, shuffle=True, seed=1, **options):
     trainer = pl.Trainer(
         max_epochs=epochs, callbacks=callbacks, accelerator="cpu", enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder, log_every_n_steps=1,
         **{"logger": False, **options},
     )  # fmt: skip
-    torch.manual_seed(1)
-    trainer.fit(module, data(0), data(1, 32), ckpt_path=ckpt_path)
+    torch.manual_seed(seed)
+    trainer.fit(module, data(0, shuffle=shuffle), data(1, 32), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -150,18 +150,34 @@ def test_bfloat16_autocast(tmp_path):
     assert callback.koopman.jumps == 2 and torch.isfinite(weights(module)).all()
 
 
+def resumed(folder, epochs, callbacks):
+    """Weights of a fit, and of one that was cut after some epochs and goes on elsewhere, at another seed."""
+    whole, first, second = Regression(), Regression(), Regression()
+    fit(whole, callbacks(), folder=folder)
+    fit(first, callbacks(), epochs, folder).save_checkpoint(folder / "last.ckpt")
+    again = callbacks()
+    fit(second, again, folder=folder, ckpt_path=folder / "last.ckpt", seed=7)
+    return weights(whole), weights(second), again
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 4])
 def test_a_resumed_fit_ends_bit_for_bit_where_it_would_have(epochs, tmp_path):
-    """Through Lightning's own checkpoint, saved in the middle of a recording, of a rest and of a second recording."""
-    expected = Regression(0.0)  # Lightning does not save random generators
-    fit(expected, [KoopmanCallback(monitor="val_loss", **OPTIONS)], folder=tmp_path)
-    first = Regression(0.0)
-    trainer = fit(first, [KoopmanCallback(monitor="val_loss", **OPTIONS)], epochs, tmp_path)
-    trainer.save_checkpoint(tmp_path / "last.ckpt")
-    second, callback = Regression(0.0), KoopmanCallback(monitor="val_loss", **OPTIONS)
-    fit(second, [callback], folder=tmp_path, ckpt_path=tmp_path / "last.ckpt")
-    assert torch.equal(weights(second), weights(expected))
-    assert callback.koopman.jumps == 2
+    """Dropout and shuffling included, from Lightning's checkpoint in a recording, a rest and a second recording."""
+    expected, ended, [callback] = resumed(tmp_path, epochs, lambda: [KoopmanCallback(monitor="val_loss", **OPTIONS)])
+    assert torch.equal(ended, expected) and callback.koopman.jumps == 2
+
+
+def test_lightning_alone_does_not_resume_random_generators(tmp_path):
+    """Why the callback's state holds them."""
+    expected, ended, _ = resumed(tmp_path, 2, lambda: [])
+    assert not torch.equal(ended, expected)
+
+
+def test_a_log_of_the_user_s_hears_of_jumps_too(tmp_path):
+    heard, logger = [], Figures()
+    callback = KoopmanCallback(log=lambda name, value, step: heard.append((name, step)), **OPTIONS)
+    fit(Regression(), [callback], folder=tmp_path, logger=logger)
+    assert {step for _, step in heard} == {16, 32} and {name for name, _ in heard} <= set(logger.values)
 
 
 def test_fractions_stay_those_of_the_first_fit(tmp_path):
