@@ -2,12 +2,10 @@
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from torch.distributed.tensor import placement_types as placements  # noqa: E402
-
-from fastkoop.adapter.ranks import Shard, Spread, localized, shard_of  # noqa: E402
-from fastkoop.partition import Parameter, groups  # noqa: E402
+from fastkoop.adapter.ranks import Shard, Spread, localized
+from fastkoop.partition import Parameter, groups
 
 
 def described():
@@ -36,39 +34,6 @@ def test_blocks_that_are_cut_are_spread():
     own, spread = localized(layer, {"0.weight": Shard(0, 4, 3, 7, "ranks"), "0.bias": None}, str)
     assert spread == Spread("ranks", 217, cut=0, shared=7)  # the bias is on every rank, and comes last
     assert (own.n, own.pieces[-1].start) == (97, 90)
-
-
-class Placed:
-    """A tensor with placements on a mesh, as far as `shard_of` looks."""
-
-    def __init__(self, *placements):
-        self.placements, self.shape, self.device_mesh = placements, (8, 6), Mesh()
-
-    def to_local(self):
-        return torch.zeros(4, 6)
-
-
-class Mesh:
-    """Two axes of two ranks, of which this is the second on each."""
-
-    def size(self, axis):
-        return 2
-
-    def get_local_rank(self, axis):
-        return 1
-
-    def get_group(self, axis):
-        return f"group {axis}"
-
-
-def test_placements_are_right_or_refused_by_name():
-    rows, columns, whole, sums = placements.Shard(0), placements.Shard(1), placements.Replicate(), placements.Partial()
-    assert shard_of("w", Placed(whole, rows)) == Shard(0, 4, 4, 8, "group 1")
-    assert shard_of("w", Placed(rows, whole)) == Shard(0, 4, 4, 8, "group 0")
-    assert shard_of("w", Placed(whole, whole)) is None
-    for mixed in ((rows, columns), (rows, rows), (whole, sums), (columns, sums)):
-        with pytest.raises(ValueError, match=r"model: expected layers\.0 replicated or sharded along one axis, got"):
-            shard_of("layers.0", Placed(*mixed))
 
 
 def test_quasi_nodes_are_not_cut():

@@ -16,9 +16,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from fastkoop import Affine, Delay, Momentum
+from fastkoop.adapter.ranks import shard_of
 from fastkoop.torch_adapter import Koopman, KoopmanPhase, Limits, RankError, load_checkpoint, save_checkpoint
 
 SNAPSHOTS, BATCH = 12, 12
@@ -75,6 +77,9 @@ SCENARIOS = {
     "shared": (mlp, {"partition": "network", "cutoff": 0.2}, "partly"),
     "shared layers": (mlp, {"partition": "layer"}, "partly"),
     "ddp": (mlp, {"partition": "node"}, "ddp"),
+    "tensor nodes": (even, {"partition": "node"}, "tensor"),
+    "tensor layers": (even, {"partition": "layer"}, "tensor"),
+    "tensor network": (even, {"partition": "network"}, "tensor"),
 }  # fmt: skip
 
 
@@ -102,8 +107,19 @@ def replicated(model):
     return fully_shard(model, mesh=mesh, ignored_params=set(list(model.parameters())[-2:]))
 
 
+def tensor(model, mesh=None):
+    """Tensor-parallel: the first layer by its units, the second by its inputs with a bias on all, the last whole."""
+    mesh = mesh or init_device_mesh("cpu", (dist.get_world_size(),))
+    return parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+
 def ddp(model):
     return nn.parallel.DistributedDataParallel(model)
+
+
+def steady(model):
+    """DistributedDataParallel that never rebuilds its buckets."""
+    return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
 
 
 def whole(parameter):
@@ -158,7 +174,7 @@ def both(make, wrap, options):
     follow(single, follower)
     rank, size = dist.get_rank(), dist.get_world_size()
     for x in batches(SNAPSHOTS * phase.every):
-        train(model, optimizer, x.chunk(size)[rank])
+        train(model, optimizer, x if wrap is tensor else x.chunk(size)[rank])
         with torch.no_grad():  # the same weights and velocities, bit for bit
             for own, theirs in zip(alone.parameters(), model.parameters(), strict=True):
                 own.copy_(whole(theirs).view(own.shape))
@@ -346,6 +362,58 @@ def three_lines(wrap):
     return {"jumps": koopman.jumps, "same": agree(flat(model)), "resumed": same}
 
 
+def plain(wrap, first=0):
+    """Resumed without FastKoop, after `first` steps that only let buckets settle: whether it ends on the same bits."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+
+    def go(model, optimizer, begin, end):
+        for x in batches(end)[begin:]:
+            train(model, optimizer, x.chunk(size)[rank])
+
+    def start():
+        torch.manual_seed(0)
+        model = globals()[wrap](mlp())
+        return model, torch.optim.SGD(model.parameters(), lr=0.05)
+
+    whole_run, resumed = start(), start()
+    go(*whole_run, 0, 10)
+    saved = [p.detach().clone() for p in whole_run[0].parameters()]
+    go(*whole_run, 10, 34)
+    go(*resumed, 0, first)
+    with torch.no_grad():
+        for parameter, value in zip(resumed[0].parameters(), saved, strict=True):
+            parameter.copy_(value)
+    go(*resumed, 10, 34)
+    return bool(torch.equal(flat(whole_run[0]), flat(resumed[0])))
+
+
+def refused():
+    """What a phase says of DTensors that it cannot move: sums to come, and a matrix that is cut along both axes."""
+    size, found = dist.get_world_size(), {}
+    for name, shape, placements in (
+        ("sums", (size,), [Partial()]), ("both axes", (size, 1), [Shard(0), Shard(1)]),
+        ("whole and sums", (size, 1), [Replicate(), Partial()]),
+    ):  # fmt: skip
+        model, mesh = nn.Linear(6, 6), init_device_mesh("cpu", shape)
+        model.weight = nn.Parameter(DTensor.from_local(torch.ones(6, 6), mesh, placements))
+        found[name] = heard(lambda model=model: KoopmanPhase(model))
+        phase = KoopmanPhase(model, exclude="weight")  # the cure that it names
+        found[f"{name}, left out"] = list(phase.parts.parameters.by_name)
+    for name, shape, placements in (
+        ("rows", (size, 1), [Shard(0), Replicate()]), ("columns", (1, size), [Replicate(), Shard(1)]),
+    ):  # fmt: skip
+        mesh = init_device_mesh("cpu", shape)
+        found[name] = shard_of("w", distribute_tensor(torch.ones(8, 6), mesh, placements))[:4]
+    return found
+
+
+def mixed():
+    """Tensor-parallel layers that FSDP2 shards once more, on two times two ranks."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    model = fully_shard(tensor(even(), mesh["tensor"]), mesh=mesh["data"])
+    return heard(lambda: KoopmanPhase(model))
+
+
 def torn():
     """A layer that overflows on one rank alone is kept on all."""
     model = shard(nn.Sequential(nn.Linear(2, 2, bias=False)))
@@ -421,15 +489,17 @@ def main():
     patience = PATIENCE if how in ("dies", "is silent") else 100
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=patience))
     if how == "replicated":
-        found = {"shared": scenario(folder, *SCENARIOS["shared"][:2], "replicated")}
+        found = {"shared": scenario(folder, *SCENARIOS["shared"][:2], "replicated"), "mixed": mixed()}
     elif how == "all":
         found = {name: scenario(folder, *setting) for name, setting in SCENARIOS.items()}
         found |= {
             "mended": mended(),
             "disagreements": disagreements(),
             "differences": differences(),
-            "three lines": {wrap: three_lines(wrap) for wrap in ("shard", "ddp")},
+            "three lines": {wrap: three_lines(wrap) for wrap in ("shard", "ddp", "steady")},
+            "plain": {"ddp": plain("ddp"), "settled": plain("ddp", first=2), "steady": plain("steady")},
             "emptied": emptied(),
+            "refused": refused(),
         }
         found["torn"] = torn() if dist.get_world_size() == 2 else None
     else:
