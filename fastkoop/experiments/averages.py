@@ -1,17 +1,18 @@
 """Averages of an optimizer's iterates, and the line through them: what is nearly free.
 
 The mean of the last iterates is stochastic weight averaging (Izmailov et al. 2018, UAI; Polyak & Juditsky 1992), the
-exponential moving average forgets them by a factor an iteration. PyTorch's `AveragedModel` accumulates both.
+exponential moving average forgets them by a factor an iteration. PyTorch's `AveragedModel` is not used: it copies its
+count to the device at every update, which waits there.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+
+from .devices import Account
 
 Weights = dict[str, torch.Tensor]  # by parameter name
 DECAY = 0.998  # of the moving average: it remembers about 500 iterations, half an epoch of MNIST
@@ -34,35 +35,53 @@ def apart(a: Weights, b: Weights) -> float:
     return float(sum((a[name].double() - b[name].double()).square().sum() for name in a).sqrt())
 
 
-class Average:
-    """A running average of a model's iterates, in the parameters' dtype; `seconds` is what adding took.
+class Running:
+    """What takes in a model's iterates one by one, on the model's device; `seconds` is what that took there."""
 
-    Args:
-        share: what the newest of n iterates counts for, as a function of n. A float, because PyTorch's averaging
-            functions compute it in float32, which float64 weights notice.
-    """
+    def __init__(self) -> None:
+        self.count = 0
+        self._account: Account | None = None
 
-    def __init__(self, share: Callable[[int], float]):
-        @torch.no_grad()
-        def update(averages, iterates, count) -> None:
-            torch._foreach_lerp_(averages, iterates, share(int(count) + 1))
-
-        self._update, self._averaged = update, None
-        self.count, self.seconds = 0, 0.0
+    @property
+    def seconds(self) -> float:
+        """Of all that was added."""
+        return 0.0 if self._account is None else self._account.seconds
 
     def add(self, model: nn.Module) -> None:
         """One more iterate."""
-        began = time.perf_counter()
-        if self._averaged is None:
-            self._averaged = AveragedModel(model, multi_avg_fn=self._update)
-        self._averaged.update_parameters(model)
+        if self._account is None:
+            self._account = Account(next(model.parameters()).device)
+        with self._account, torch.no_grad():
+            self._take(model)
         self.count += 1
-        self.seconds += time.perf_counter() - began
+
+    def _take(self, model: nn.Module) -> None:
+        raise NotImplementedError
+
+
+class Average(Running):
+    """A running average of a model's iterates, in the parameters' dtype.
+
+    Args:
+        share: what the newest of n iterates counts for, as a function of n. A float: float64 weights would notice one
+            of float32.
+    """
+
+    def __init__(self, share: Callable[[int], float]):
+        super().__init__()
+        self._share = share
+        self._average: Weights = {}
+
+    def _take(self, model: nn.Module) -> None:
+        if not self._average:
+            self._average = weights_of(model)
+        values = [parameter.detach() for parameter in model.parameters()]
+        torch._foreach_lerp_(list(self._average.values()), values, self._share(self.count + 1))
 
     @property
     def weights(self) -> Weights:
         """The average, as a model takes it."""
-        return weights_of(self._averaged.module)
+        return {name: value.clone() for name, value in self._average.items()}
 
 
 class Mean(Average):
@@ -79,19 +98,16 @@ class Moving(Average):
         super().__init__(lambda count: (1 - decay) / (1 - decay**count))
 
 
-class Line:
+class Line(Running):
     """The least-squares line through every weight's iterates: the null model of whatever extrapolates a trend."""
 
     def __init__(self):
+        super().__init__()
         self._sum: Weights = {}
         self._moment: Weights = {}  # of iteration numbers
         self._dtypes: dict[str, torch.dtype] = {}
-        self.count, self.seconds = 0, 0.0
 
-    @torch.no_grad()
-    def add(self, model: nn.Module) -> None:
-        """One more iterate."""
-        began = time.perf_counter()
+    def _take(self, model: nn.Module) -> None:
         for name, parameter in model.named_parameters():
             if name not in self._sum:
                 zero = torch.zeros_like(parameter, dtype=torch.float64)
@@ -99,8 +115,6 @@ class Line:
                 self._dtypes[name] = parameter.dtype
             self._sum[name] += parameter
             self._moment[name].add_(parameter, alpha=self.count)
-        self.count += 1
-        self.seconds += time.perf_counter() - began
 
     def ahead(self, iterations: int = 0) -> Weights:
         """The line so many iterations past the newest, as a model takes it."""

@@ -7,7 +7,6 @@ optimizer in the phase, and asked for its outcome at the end.
 from __future__ import annotations
 
 import math
-import time
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 from ..cutoff import Rank
 from ..observables import Momentum
 from .averages import Line, Mean, Moving, Weights, assign, weights_of
+from .devices import Account
 
 KEPT = 10  # differences of iterates that extrapolations take
 SMALLEST = 1e-10  # singular value that Anderson mixing inverts, in units of the largest
@@ -132,21 +132,20 @@ class _OverTheRecording(Baseline):
         super().__init__(run)
         self._stride = max(1, (run.iterations - 1) // KEPT)
         self._iterates: list[Weights] = []
-        self._done, self._seconds = 0, 0.0
+        self._done, self._account = 0, Account(run.problem.device)
 
     def recorded(self, model: nn.Module) -> None:
         self._done += 1
         if (self.run.iterations - self._done) % self._stride == 0:
-            began = time.perf_counter()
-            self._iterates = [*self._iterates[-KEPT:], weights_of(model)]
-            self._seconds += time.perf_counter() - began
+            with self._account:
+                self._iterates = [*self._iterates[-KEPT:], weights_of(model)]
 
     def outcome(self) -> Outcome | None:
         if len(self._iterates) < 2:
             return None
-        began = time.perf_counter()
-        weights = self.extrapolated(self._iterates)
-        return Outcome(weights, self.run.at_t2, self._seconds + time.perf_counter() - began)
+        with self._account:
+            weights = self.extrapolated(self._iterates)
+        return Outcome(weights, self.run.at_t2, self._account.seconds)
 
 
 @register
@@ -217,11 +216,12 @@ class _FullBatch(Baseline):
         if self.run.lengths.per_epoch != 1 or not self.run.final or not self.run.problem.has_gradient:
             return None
         assign(self.run.model, self.run.start)
-        batch, began = next(self.run.training.stream), time.perf_counter()
-        gradients = self.minimise(self.run.model, batch, self.run.final)
+        batch, account = next(self.run.training.stream), Account(self.run.problem.device)
+        with account:
+            gradients = self.minimise(self.run.model, batch, self.run.final)
         if gradients is None:
             return None
-        return Outcome(weights_of(self.run.model), self.run.at_t2 + gradients, time.perf_counter() - began)
+        return Outcome(weights_of(self.run.model), self.run.at_t2 + gradients, account.seconds)
 
     def gradient(self, model: nn.Module, batch) -> torch.Tensor:
         """The loss, its gradient in the parameters."""
@@ -286,11 +286,13 @@ class RankOne(Baseline):
         phase, options = self.run.phase, self.run.setup.options
         if phase.position:
             phase.rollback()  # the Koopman steps
-        began = time.perf_counter()
         plain = Momentum() if options.observables.momentum else "identity"
-        phase.fit(cutoff=Rank(1), observables=plain, stabilize=None, out_of_span="drop")
-        phase.jump(self.run.final)
-        return Outcome(weights_of(self.run.model), self.run.at_t2, phase.record_seconds + time.perf_counter() - began)
+        account = Account(self.run.problem.device)
+        with account:
+            phase.fit(cutoff=Rank(1), observables=plain, stabilize=None, out_of_span="drop")
+            phase.jump(self.run.final)
+        seconds = phase.record_seconds + account.seconds
+        return Outcome(weights_of(self.run.model), self.run.at_t2, seconds)
 
 
 @register

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
@@ -20,6 +19,7 @@ from ..machine import describe_machine
 from ..torch_adapter import JumpReport
 from .averages import apart, assign, weights_of
 from .config import Config, Setup, prepare
+from .devices import Account
 from .estimate import within_budget
 from .paths import WeightPaths, path
 from .problems.checked import Evaluation
@@ -157,19 +157,16 @@ def _paths(recorded: Recorded, true: list, predicted: list) -> WeightPaths | Non
 
 def _jumped(recorded: Recorded) -> tuple[JumpReport, dict]:
     """Straight to the end of the phase and back: the report, where it led, and what its guard cost."""
-    spent, config, model = 0.0, recorded.setup.config, recorded.model
+    config, model, account = recorded.setup.config, recorded.model, Account(recorded.problem.device)
 
     def guard() -> float:
-        nonlocal spent
-        began = time.perf_counter()
-        loss = recorded.judge.guard(model)
-        spent += time.perf_counter() - began
-        return loss
+        with account:
+            return recorded.judge.guard(model)
 
     choice = {"guard": guard, "horizon": config.horizon, "candidates": preset_candidates(config.preset)}
     jump = recorded.phase.jump(recorded.final, **(choice if config.horizon else {}))
     there = weights_of(model)
-    jumped = {"steps": jump.steps, "rolled_back": jump.rolled_back, "guard_seconds": spent}
+    jumped = {"steps": jump.steps, "rolled_back": jump.rolled_back, "guard_seconds": account.seconds}
     jumped |= recorded.judge(model, there)
     distance = apart(recorded.start, recorded.average)
     jumped["from_mean"] = apart(there, recorded.average) / distance if distance else math.nan

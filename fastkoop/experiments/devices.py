@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -67,3 +68,53 @@ class Stopwatch:
         last.record()
         last.synchronize()
         return answer, first.elapsed_time(last) * 1e-3
+
+
+class Account:
+    """Seconds of several stretches together: `with account:` for each; on a device none of them is waited for.
+
+    Args:
+        device: where the stretches run.
+        cuda: `torch.cuda`, or a stand-in with `Event`.
+
+    >>> account = Account(torch.device("cpu"))
+    >>> with account:
+    ...     _ = sum(range(1000))
+    >>> account.seconds > 0
+    True
+    """
+
+    def __init__(self, device: torch.device, cuda=torch.cuda):
+        self._cuda = cuda if device.type == "cuda" else None
+        self._done, self._began = 0.0, 0.0
+        self._open: collections.deque[tuple[Any, Any]] = collections.deque()  # stretches between two events
+
+    def __enter__(self) -> Account:
+        if self._cuda is None:
+            self._began = time.perf_counter()
+            return self
+        first, last = (self._cuda.Event(enable_timing=True) for _ in range(2))
+        self._open.append((first, last))
+        first.record()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._cuda is None:
+            self._done += time.perf_counter() - self._began
+            return
+        self._open[-1][1].record()
+        while self._open and self._open[0][1].query():  # over by now: added up without a wait
+            self._add()
+
+    @property
+    def seconds(self) -> float:
+        """So far; on a device this waits for the last stretch."""
+        if self._open:
+            self._open[-1][1].synchronize()
+        while self._open:
+            self._add()
+        return self._done
+
+    def _add(self) -> None:
+        first, last = self._open.popleft()
+        self._done += first.elapsed_time(last) * 1e-3

@@ -198,34 +198,6 @@ def test_a_budget_shrinks_spans_and_evaluations(monkeypatch):
     assert (whole.t1, whole.t2, whole.T) == (None, None, None)
 
 
-def test_times_on_a_device_are_those_between_its_events():
-    """A stand-in that notes calls and waits: a step waits for nothing, its end is waited for afterwards."""
-    from fastkoop.experiments.devices import Stopwatch, to_device
-
-    calls = []
-
-    class Event:
-        def __init__(self, enable_timing):
-            assert enable_timing
-
-        def record(self):
-            calls.append("record")
-
-        def synchronize(self):
-            calls.append("wait")
-
-        def elapsed_time(self, last):
-            return 250.0
-
-    watch = Stopwatch(torch.device("cuda"), type("Cuda", (), {"Event": Event}))
-    assert watch.time(lambda: calls.append("step")) == (None, 0.25)
-    assert calls == ["record", "step", "record", "wait"]
-    batch = {"x": torch.ones(1), "y": (torch.ones(1), [torch.ones(1)], "name")}
-    moved = to_device(batch, torch.device("meta"))
-    assert moved["x"].device.type == moved["y"][1][0].device.type == "meta" and moved["y"][2] == "name"
-    assert to_device(batch, torch.device("cpu")) is batch
-
-
 def test_the_default_path_prints_both_problems_in_45_lines(tmp_path):
     """digits with results.json in --out, softmax in its subfolder; evaluations are few here, for the time's sake."""
     from fastkoop.experiments.terminal import summary_lines
