@@ -18,13 +18,15 @@ from torch import nn
 
 from bench import RESULTS
 from bench.common import origin, pages
+from bench.evidence.smooth import problems
+from fastkoop.adapter.window import Window
 from fastkoop.experiments.problems.datasets import load
 from fastkoop.files import write_json
 from fastkoop.profile.devices import Host
-from fastkoop.torch_adapter import SpectrumMonitor
+from fastkoop.torch_adapter import KoopmanPhase, SpectrumMonitor
 
 FOLDER = RESULTS / "monitor"
-STEPS = 1920  # of a round of `cost`: two looks
+STEPS, WINDOW = 1920, 32  # of a round of `cost`: two looks
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -49,37 +51,77 @@ def stepper(model: nn.Module, optimizer, batch):
     return step
 
 
-class Timed(SpectrumMonitor):
-    """A monitor that adds up its CPU seconds, those of looks and of recording alike."""
+class Beside:
+    """A model that trains beside others, step in turn, with what is done after its steps."""
 
-    spent = 0.0
+    def __init__(self, kind: str):
+        torch.manual_seed(0)
+        model = mlp(784, 20, 20, 20, 10)
+        optimizer = torch.optim.Adadelta(model.parameters(), lr=1.0)
+        self.train = stepper(model, optimizer, (torch.rand(64, 784) * 2 - 1, torch.randint(0, 10, (64,))))
+        self._after = {"plain": self._nothing, "monitor": self._nothing, "row": self._rows, "read": self._read}[kind]
+        self.spent = 0.0
+        if kind == "monitor":
+            self.monitor = SpectrumMonitor(model, optimizer, window=WINDOW, log=lambda *_: None)
+        elif kind != "plain":
+            self._phase = KoopmanPhase(model, "layer", capacity=WINDOW + 1)
+            self._phase.attach(optimizer)
+            self._windows = [Window(recording) for recording in self._phase.parts.recordings]
 
-    def _after_step(self) -> None:
+    def _nothing(self) -> None:
+        pass
+
+    def _rows(self) -> None:
+        """A row of every layer's Gram matrix, in float64."""
+        recorder = self._phase.parts.recorder
+        for window in self._windows:
+            window.gram(recorder.taken, recorder.allocated)
+
+    def _read(self) -> None:
+        """One read of the ring in its own precision: the least that a row can take."""
+        recorder = self._phase.parts.recorder
+        for recording in recorder.recordings:
+            ring = recording.snapshots(recorder.snapshots).flatten(1)
+            ring @ ring[-1]
+
+    def step(self) -> None:
+        """A step, its CPU seconds added."""
         began = time.process_time()
-        super()._after_step()
+        self.train()
+        self._after()
         self.spent += time.process_time() - began
 
 
-def cost(rounds: int = 9) -> dict:
-    """CPU seconds in a monitor over those of the AdaDelta steps of the report's network around it, round by round.
+def shares(kind: str, steps: int, rounds: int) -> list[float]:
+    """CPU seconds of a side over those of a plain one beside it, less 1, round by round.
 
-    Both in one run: rounds with and without a monitor differ by more than it takes where other work shares the caches.
+    The two train step by step in turn, each first every other time, so that caches and whatever else the machine does
+    treat both alike.
     """
-    torch.manual_seed(0)
-    model = mlp(784, 20, 20, 20, 10)
-    optimizer = torch.optim.Adadelta(model.parameters(), lr=1.0)
-    step = stepper(model, optimizer, (torch.rand(64, 784) * 2 - 1, torch.randint(0, 10, (64,))))
-    monitor = Timed(model, optimizer, window=32, log=lambda *_: None)
-    for _ in range(40):  # compiles
-        step()
-    shares = []
+    sides = [Beside("plain"), Beside(kind)]
+    for _ in range(2 * WINDOW):  # compiles, fills the ring
+        for side in sides:
+            side.step()
+    found = []
     for _ in range(rounds):
-        monitor.spent, began = 0.0, time.process_time()
-        for _ in range(STEPS):
-            step()
-        seconds = time.process_time() - began
-        shares.append(monitor.spent / (seconds - monitor.spent))
-    return {"window": 32, "every": 1, "report": monitor.report, "shares": shares}
+        for side in sides:
+            side.spent = 0.0
+        for turn in range(steps):
+            for side in sides if turn % 2 else sides[::-1]:
+                side.step()
+        found.append(sides[1].spent / sides[0].spent - 1)
+    return found
+
+
+def cost(rounds: int = 9) -> dict:
+    """What a monitor adds to an AdaDelta step of the report's network.
+
+    The monitor computes rows of the Gram matrix when it looks; beside it a row after every step, and a bare read of the
+    ring.
+    """
+    found = {"monitor": shares("monitor", STEPS, rounds)}
+    found |= {kind: shares(kind, STEPS // 8, 3) for kind in ("row", "read")}
+    return {"window": WINDOW, "every": 1, "report": STEPS // 2, "shares": found}
 
 
 def watched(model: nn.Module, optimizer, step, steps: int, judge=None, **options) -> list[dict]:
@@ -96,33 +138,40 @@ def watched(model: nn.Module, optimizer, step, steps: int, judge=None, **options
     return rows
 
 
-def converges() -> dict:
-    """Digits, softmax regression by full batches and by batches of 64: where eigenvalues gather."""
-    data = load("digits").on("cpu")
-    out = {}
-    for name, size in (("full batch", len(data.train_images)), ("batches of 64", 64)):
-        torch.manual_seed(0)
-        model = nn.Linear(data.features, 10).double()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.03)
-        images, labels = data.train_images.double(), data.train_labels
+def images_of(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training images and labels: all of the digits, or 2000 of MNIST with pixels in [0, 1]."""
+    if name == "digits":
+        data = load("digits").on("cpu")
+        return data.train_images, data.train_labels
+    return tuple(torch.from_numpy(part) for part in problems.images("mnist", 2000, 0))
 
-        def step(size=size, model=model, optimizer=optimizer, images=images, labels=labels) -> float:
+
+def converges(name: str = "digits", lr: float = 0.03) -> dict:
+    """Softmax regression by full batches and by batches of 64: where eigenvalues gather."""
+    images, labels = images_of(name)
+    images, out = images.double(), {}
+    for words, size in (("full batch", len(labels)), ("batches of 64", 64)):
+        torch.manual_seed(0)
+        model = nn.Linear(images.shape[1], 10).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+
+        def step(size=size, model=model, optimizer=optimizer) -> float:
             chosen = slice(None) if size == len(labels) else torch.randint(0, len(labels), (size,))
             return stepper(model, optimizer, (images[chosen], labels[chosen]))()
 
-        out[name] = watched(model, optimizer, step, 3000, report=250)
+        out[words] = watched(model, optimizer, step, 3000, report=250)
     return out
 
 
-def rates() -> dict:
-    """Digits, a small network by full batches, at learning rates up to one that diverges."""
-    data = load("digits").on("cpu")
+def rates(name: str = "digits") -> dict:
+    """A small network by full batches, at learning rates up to one that fails."""
+    images, labels = images_of(name)
     out = {}
     for lr in (0.05, 0.2, 1.0, 3.0):
         torch.manual_seed(0)
-        model = mlp(data.features, 32, 10)
+        model = mlp(images.shape[1], 32, 10)
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-        step = stepper(model, optimizer, (data.train_images, data.train_labels))
+        step = stepper(model, optimizer, (images.float(), labels))
         out[str(lr)] = watched(model, optimizer, step, 300, report=33)
     return out
 
@@ -179,6 +228,7 @@ def transition(rows: list[dict]) -> dict:
 
 SCORES = ("residual", "forecast", "from_one")
 PARTS = {"cost": cost, "converges": converges, "rates": rates,
+         "mnist-converges": lambda: converges("mnist"), "mnist-rates": lambda: rates("mnist"),
          "grokking": lambda: {str(seed): grokking(seed) for seed in range(3)}}  # fmt: skip
 
 
@@ -202,23 +252,29 @@ def table(options: argparse.Namespace) -> None:
 
 def table_of() -> str:
     """All tables, in Markdown."""
-    return "\n\n".join([cost_line(), converging(), rated(), grokked()])
+    return "\n\n".join([cost_line(), converging(), rated("rates", "digits"), rated("mnist-rates", "MNIST"), grokked()])
 
 
 def cost_line() -> str:
     """What a monitor costs."""
     results = committed("cost")
-    shares = sorted(results["shares"])
-    low, high = 100 * shares[0], 100 * shares[-1]
+
+    def share(kind: str) -> str:
+        values = sorted(100 * value for value in results["shares"][kind])
+        return f"{median(values):.1f}% ({values[0]:.1f} to {values[-1]:.1f})"
+
     return (
-        f"Of an AdaDelta step of the report's network, window 32, every = 1, a look every {results['report']} steps: "
-        f"**{100 * median(shares):.1f}%** ({low:.1f} to {high:.1f} in {len(shares)} rounds, CPU seconds)."
+        f"Of an AdaDelta step of the report's network, window {results['window']}, every = 1, a look every "
+        f"{results['report']} steps: **{share('monitor')}**, {len(results['shares']['monitor'])} rounds, CPU seconds, "
+        f"models side by side. A row of the Gram matrices after every step instead: {share('row')}; recording and a "
+        f"bare read of the ring after every step: {share('read')}."
     )
 
 
 def converging() -> str:
     """Distances from 1 along training."""
-    runs = committed("converges")
+    runs = {f"{words}, {name}": looks for part, words in (("converges", "digits"), ("mnist-converges", "MNIST"))
+            for name, looks in committed(part).items()}  # fmt: skip
     steps = [row["step"] for row in next(iter(runs.values()))][::3]
     rows = [
         (name, *(f"{row['from_one']:.3f}" for row in looks if row["step"] in steps)) for name, looks in runs.items()
@@ -226,16 +282,16 @@ def converging() -> str:
     return pages.markdown(("softmax regression, distance from 1 at step", *map(str, steps)), rows)
 
 
-def rated() -> str:
+def rated(part: str, words: str) -> str:
     """The first look at every learning rate, and the loss at the end."""
     rows = []
-    for lr, looks in committed("rates").items():
+    for lr, looks in committed(part).items():
         first = looks[0]
         shown = [f"{first[key]:.3g}" if key in first else "-" for key in ("spectral_radius", "from_one", "forecast")]
         rows.append((lr, *shown, f"{looks[0]['loss']:.3g}", f"{looks[-1]['loss']:.3g}"))
     return pages.markdown(
         (
-            "learning rate",
+            f"{words}, learning rate",
             "spectral radius, step 33",
             "distance from 1",
             "forecast error",
