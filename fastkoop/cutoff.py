@@ -94,6 +94,13 @@ def resolve(cutoff: Cutoff, n: int, m: int, dtype: Any) -> tuple[str, float]:
     >>> kind, f"{value:.1e}"
     ('relative', '2.2e-03')
     """
+    if type(cutoff) in (str, float, Rank, Energy):
+        return _resolved(cutoff, n, m, dtype)
+    return _resolved(checked(cutoff), n, m, dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _resolved(cutoff: Cutoff, n: int, m: int, dtype: Any) -> tuple[str, float]:
     cutoff, eps = checked(cutoff), float(np.finfo(dtype).eps)
     if isinstance(cutoff, Rank):
         return "rank", float(cutoff.k)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg
+import scipy  # loads its linalg when that is used, which takes as long as to import NumPy
 
 AT_ONE = 1e-8  # an eigenvalue so near 1 is 1, one whose modulus is so little above 1 is on the circle
 APART = 1e-4  # eigenvalues of a Jordan block at 1 are not looked for further away

@@ -98,21 +98,24 @@ class States:
             self._pass(self.steps, ahead)
         return self._held[self.steps - self._first]
 
-    @np.errstate(over="ignore", invalid="ignore")  # `bound` is infinite then
     def _pass(self, at: int, ahead: int) -> None:
-        if at != self._at:
-            self._y, self._at = self.backend.advance(self._factors, self._y, at - self._at), at
         if ahead == 1:
-            y = self._passed = self._y[:, None]
-            self._bounds = (abs(self._y).ravel() @ self._weight.ravel(),)
+            state, self._y, bound = self.backend.follow(self._rows, self._factors, self._weight, self._y, at - self._at)
+            self._passed, self._bounds, self._held = self._y[:, None], (bound,), state[None]
+            self._at = self._first = at
         else:
-            y = self._passed = self.backend.evolve(self._factors._replace(start=self._y), np.arange(1, ahead + 1))
-            xp = self.backend.xp
-            self._y, self._at = xp.ascontiguousarray(y[:, -1]), at + ahead - 1
-            self._bounds = xp.einsum("bkr,br->k", abs(y), self._weight).tolist()
-        self._held, self._first = self.backend.combine(self._rows, y, products=False), at
+            self._pass_many(at, ahead)
         if self._any_bad:
             self._held[:, self._bad] = np.nan
+
+    @np.errstate(over="ignore", invalid="ignore")  # `bound` is infinite then
+    def _pass_many(self, at: int, ahead: int) -> None:
+        if at != self._at:
+            self._y = self.backend.advance(self._factors, self._y, at - self._at)
+        y = self._passed = self.backend.evolve(self._factors._replace(start=self._y), np.arange(1, ahead + 1))
+        self._y, self._at = self.backend.xp.ascontiguousarray(y[:, -1]), at + ahead - 1
+        self._bounds = self.backend.xp.einsum("bkr,br->k", abs(y), self._weight).tolist()
+        self._held, self._first = self.backend.combine(self._rows, y, products=False), at
 
     def at(self, steps: np.ndarray) -> np.ndarray:
         """States (k, B, n) at ascending steps >= 1, as a matrix product where that is faster; the walk stays put."""
@@ -124,7 +127,7 @@ class States:
     def bound(self) -> float:
         """No entry of the present state is larger in modulus; NaN or infinity where that cannot be told.
 
-        Sums |y_k| max_i |row_k[i]| over all blocks: far less to read than the states themselves.
+        Sums |y_k| max_i |row_k[i]| over a block, or over all: far less to read than the states themselves.
         """
         return self._bounds[self.steps - self._first]
 
@@ -233,4 +236,4 @@ def _largest(xp, rows):
     """max_i |row_k[i]| per block and coordinate, (B, r) float64."""
     if not rows.shape[2]:
         return xp.zeros(rows.shape[1::-1])
-    return xp.maximum(rows.max(axis=2), -rows.min(axis=2)).T.astype(np.float64)
+    return xp.ascontiguousarray(xp.maximum(rows.max(axis=2), -rows.min(axis=2)).T, np.float64)

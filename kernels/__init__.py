@@ -23,7 +23,7 @@ memory safety needs: the public door, `fastkoop`, does that once.
 
 from . import observed
 from .contract import Backend, Factors, Rule
-from .cpu import advance, combine, evolve, fit, gram, host, pinv, predict, reconstruct, rows_of, solve, xp
+from .cpu import advance, combine, evolve, fit, follow, gram, host, pinv, predict, reconstruct, rows_of, solve, xp
 from .cpu.cache import cache_place
 from .cpu.layout import aligned_empty
 from .cpu.threads import get_num_threads, set_num_threads
@@ -33,6 +33,6 @@ from .spectrum import clip, eigenvalues, modes
 
 __all__ = [
     "ROUTES", "Backend", "Factors", "Plan", "Rule", "advance", "aligned_empty", "cache_place", "clip", "combine",
-    "eigenvalues", "evolve", "fit", "get_num_threads", "gram", "host", "modes", "observed", "pinv", "plan", "predict",
-    "reconstruct", "rows_of", "set_num_threads", "solve", "warm_up", "xp",
+    "eigenvalues", "evolve", "fit", "follow", "get_num_threads", "gram", "host", "modes", "observed", "pinv", "plan",
+    "predict", "reconstruct", "rows_of", "set_num_threads", "solve", "warm_up", "xp",
 ]  # fmt: skip

@@ -55,6 +55,8 @@ class Parameters:
 
     def reshard(self) -> None:
         """Let FSDP2 free whole parameters, which would outlive a move of their shards."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
         for module in self.model.modules():
             if hasattr(module, "reshard"):
                 module.reshard()

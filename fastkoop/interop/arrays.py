@@ -53,6 +53,8 @@ def read(x, name: str = "X") -> Array:
     Raises:
         TypeError: another kind, dtype or device, or a tensor that requires grad; names the cure.
     """
+    if type(x) is np.ndarray and x.dtype in FLOATS:
+        return Array(x, "numpy", _as_it_is)
     if is_torch_array(x):
         half = str(x.dtype).removeprefix("torch.")
         if half in HALVES:
@@ -64,7 +66,7 @@ def read(x, name: str = "X") -> Array:
         if str(x.dtype) in HALVES:
             return _promoted(read(x.astype(np.float32), name), str(x.dtype), lambda out: out.astype(x.dtype))
     if isinstance(x, np.ndarray):
-        return Array(_checked(np.asarray(x), name), "numpy", lambda out: out)
+        return Array(_checked(np.asarray(x), name), "numpy", _as_it_is)
     if is_cupy_array(x):
         return Array(_checked(x, name), "cupy", lambda out: out, Place("cuda", x.device.id), lambda: x.device)
     if is_jax_array(x):
@@ -79,6 +81,11 @@ def read(x, name: str = "X") -> Array:
         f"{name}: expected an array of NumPy, CuPy or JAX, a PyTorch tensor or another DLPack exporter, got "
         f"{type(x).__name__}; pass {cure}"
     )
+
+
+def _as_it_is(out):
+    """NumPy's arrays are the caller's."""
+    return out
 
 
 def _promoted(source: Array, dtype: str, lower: Callable[[Any], Any]) -> Array:

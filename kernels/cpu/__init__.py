@@ -13,14 +13,15 @@ from ..contract import (
     check_gram,
     check_side,
 )
-from ..cutoffs import LEAST_SQUARED, companion_squaring_pays, keeps_constant, needs_largest_only
+from ..cutoffs import LEAST_SQUARED, keeps_constant, needs_largest_only
 from ..factors import Reduced, assemble, merge, trim
 from ..plan import KERNEL_ORDER, NON_FINITE, SVD, UNRESOLVED, ZERO, Plan, plan, resolution
-from . import algebra, fused, large, library, parts, svd
+from . import algebra, fused, large, library, parts, refined, svd
 from . import gram as blocks
 from .large import LIBRARY_ROWS, LIBRARY_STATES, over_large, quiet, reduce_by_svd
 from .layout import Blocks, aligned_empty, blocks_of
 from .pool import over_blocks
+from .prepared import prepared
 
 xp = np  # the array module of this backend
 
@@ -196,6 +197,25 @@ def advance(factors: Factors, start: np.ndarray, steps: int) -> np.ndarray:
     return y
 
 
+def follow(
+    rows: Blocks, factors: Factors, largest: np.ndarray, start: np.ndarray, steps: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """`advance`, then `combine` of the coordinates with rows (r, ..., n): states (B, n), coordinates, and a bound.
+
+    No entry of the states is larger in modulus than the bound, the largest sum of |y| `largest` over a block's
+    coordinates, where largest (B, r) are the moduli that rows reach.
+    """
+    B, r = start.shape
+    if steps > LEAST_SQUARED:
+        start, steps = advance(factors, start, steps), 0
+    y, bounds, out = np.array(start, np.float64, order="C"), np.empty(B), aligned_empty((B, rows.n), rows.dtype)
+    over_blocks(
+        blocks.follow_range, B, B * r * (r * steps + rows.n), *rows[:5], r, factors.operator, factors.rank,
+        largest, steps, y, bounds, out,
+    )  # fmt: skip
+    return out, y, float(bounds.max(initial=0.0))
+
+
 @quiet
 def combine(rows: np.ndarray | Blocks, coefficients: np.ndarray, *, products: bool = True) -> np.ndarray:
     """Sums over rows (q, ..., n), or their `Blocks`, with coefficients (B, k, q): (k, B, n) in rows' dtype, aligned.
@@ -234,7 +254,6 @@ def reconstruct(
     return out
 
 
-@quiet
 def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarray]:
     """K^steps x_last of every block, and the route each block took.
 
@@ -247,6 +266,14 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
         (B, n) in X's dtype, 64-byte aligned, and (B,) int8 indices into plan.ROUTES. A block with NaN or
         infinity is NaN, route "non-finite"; its neighbours are untouched.
     """
+    call = prepared(X.shape, X.strides, X.dtype, steps, cutoff)
+    answer = call(X) if call and call.order <= KERNEL_ORDER else None
+    return answer or _predict(X, steps, cutoff)
+
+
+@quiet
+def _predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """`predict` of any size."""
     source, n, m, how = _shape(X, steps)
     B = len(source.offsets)
     out, route = aligned_empty((B, n), source.dtype), np.zeros(B, np.int8)
@@ -286,20 +313,21 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
 def _predict_small(source: Blocks, how: Plan, steps: int, rule: tuple, out: np.ndarray, route: np.ndarray) -> None:
     """`predict` by the Gram matrices of blocks that the kernels take; parts are compiled for blocks that need them."""
     m, wide = source.columns - 1, how.side == "weights"
-    rest = parts.truncated_step if steps == 1 else parts.truncated_wide if wide else parts.truncated_tall
-    far = parts.full_wide if wide and steps > 1 else None
-    if not wide and companion_squaring_pays(steps - 1, m):
-        far = parts.far_tall
+    rest = parts.rest_of(wide, steps, refined.beyond(*rule[:3], rule[3][2]))
+    far = parts.far_of(wide, steps, m)
+    if far and not wide:
         far.compile()
     kernel = fused.predict_wide if wide else fused.predict_tall
     a_block = how.flops // 2 // max(1, len(out))
 
     def run(source: Blocks, out: np.ndarray, route: np.ndarray) -> None:
-        addresses = rest.address, far.address if far else 0
+        addresses = rest.address if rest else 0, far.address if far else 0
         work = a_block * len(out)
         over_blocks(kernel, len(out), work, *source[:5], m, steps, *rule, *addresses, out, route)
 
     run(source, out, route)
+    if rest is None:
+        route[route == parts.UNCERTIFIED] = SVD
     if len(route) and route.min() < 0:
         pending = np.flatnonzero(route < 0)
         if (route == parts.UNCERTIFIED).any():
@@ -316,12 +344,19 @@ def _predict_exactly(source: Blocks, steps: int, cutoff: tuple[str, float]) -> t
     n, m, B = source.n, source.columns - 1, len(source.offsets)
     kind, value, digits = Rule(*cutoff).numbers(source.dtype)
     order, states, routes = min(n, m), np.empty((B, n), source.dtype), np.full(B, UNRESOLVED, np.int8)
-    if order <= KERNEL_ORDER:
-        over_blocks(
-            svd.predict_exact, B, B * (4 * n * m * order + 16 * order**3), *source[:5], m, steps, kind, value, digits,
-            tuple(resolution(n, m, source.dtype)), states, routes,
-        )  # fmt: skip
-    rest = np.flatnonzero(routes == UNRESOLVED)
+    rule, work = (kind, value, digits, tuple(resolution(n, m, source.dtype))), 4 * n * m * order + 16 * order**3
+    if order > KERNEL_ORDER:
+        kernels = ()
+    elif refined.reaches(kind, steps, n, m):
+        kernels = refined.predict_refined, svd.predict_exact
+    else:
+        kernels = (svd.predict_exact,)
+    rest = np.arange(B)
+    for kernel in kernels:
+        left, some, ways = source.only(rest), np.empty((len(rest), n), source.dtype), np.zeros(len(rest), np.int8)
+        over_blocks(kernel, len(rest), len(rest) * work, *left[:5], m, steps, *rule, some, ways)
+        states[rest], routes[rest] = some, ways
+        rest = np.flatnonzero(routes == UNRESOLVED)
     if len(rest):
         left = source.only(rest)
         states[rest], routes[rest] = _follow(left, reduce_by_svd(left, cutoff), steps)

@@ -30,6 +30,7 @@ import tempfile
 import llvmlite
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
+from numba.core.runtime import rtsys
 from numba.misc.appdirs import AppDirs
 
 KERNELS = pathlib.Path(__file__).parents[1]
@@ -192,7 +193,7 @@ class KernelCache(FunctionCache):
             self._files[0].flush()
 
     def load_overload(self, sig, target_context):
-        target_context.refresh()
+        rtsys.initialize(target_context)  # all that loading takes; `refresh` imports what compiling does, 0.1 seconds
         for file in self._files if self._enabled else ():
             data = file.load(self._index_key(sig, target_context.codegen()))
             if data is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from .jit import jit, jit_sums
+from .jit import jit, jit_inlined, jit_sums
 from .simd import LANES, add, clear, copy, lanes, rotate, scale, subtract2, subtract2_and_sum, subtract4
 
 EPS = 2.0**-52
@@ -281,7 +281,7 @@ def unrotate(vector, rotations, sweeps, swept):
             vector[i + 1] = c * vector[i + 1] - s * t
 
 
-@jit
+@jit_inlined
 def eigh(A, n, d, Z, work, sweeps):
     """Eigenvalues d, largest first, and eigenvectors as *rows* of Z, of the full symmetric A (overwritten).
 

@@ -13,10 +13,10 @@ import math
 
 import numpy as np
 
-from .dense import axpy, clear_rows, copy_rows, dot
-from .jit import jit, kernel
+from .dense import axpy, clear_rows, copy_rows, dot, matvec
+from .jit import jit, jit_inlined, kernel
 from .scratch import matrix, tile_of, vector
-from .simd import MICRO, MICRO_LANES, add_products, address_of, clear, lanes, prefetch, turn4
+from .simd import MICRO, MICRO_LANES, add_products, address_of, clear, copy, lanes, prefetch, turn4
 
 TILE_ENTRIES = 14400  # of a tile in float64: a ninth of a small L2 cache is as fast, and
 LEAST_TILE = 400  # narrower ones spend their time in the sums' ends
@@ -138,7 +138,7 @@ def mirror(S, n):
             S[i, j] = S[j, i]
 
 
-@jit
+@jit_inlined
 def gram_snapshots(flat, start, time_stride, stride, n, columns, ahead, tile, S):
     """Upper triangle of S = X^T X over n weights; S and tile have padded(columns) rows.
 
@@ -154,7 +154,7 @@ def gram_snapshots(flat, start, time_stride, stride, n, columns, ahead, tile, S)
         products(tile, NOTHING, tile, padded(columns), lanes(width), YES, S, following)
 
 
-@jit
+@jit_inlined
 def gram_weights(flat, start, time_stride, stride, n, m, columns, cross, ahead, tile, C, D):
     """Upper triangle of C = F F^T over m of `columns` snapshots, and D = Fp F^T if `cross`.
 
@@ -213,10 +213,17 @@ def apply_weights(flat, start, time_stride, stride, n, m, y, tile, g, w):
 
 @jit
 def is_constant(flat, start, time_stride, stride, n, columns):
-    """Whether all snapshots equal the last; live blocks leave at the first weight that moved."""
+    """Whether all snapshots equal the last; live blocks leave at the first weight, or snapshot, that moved."""
     last = start + (columns - 1) * time_stride
     for t in range(columns - 1):
         first = start + t * time_stride
+        if stride == 1:  # counted, as a loop that may end anywhere takes one weight at a time
+            a, b, moved = flat[first : first + n], flat[last : last + n], NOTHING
+            for i in range(n):
+                moved += a[i] != b[i]
+            if moved:
+                return False
+            continue
         for i in range(n):
             if flat[first + i * stride] != flat[last + i * stride]:
                 return False
@@ -322,6 +329,25 @@ def combine_few(first, last, flat, offsets, time_stride, stride, n, rows, coeffi
             apply_snapshots(flat, offsets[b], time_stride, stride, n, used, coefficients[b, k], w)
             for j in range(n):
                 out[k, b, j] = w[j]
+
+
+@kernel
+def follow_range(
+    first, last, flat, offsets, time_stride, stride, n, rows, operator, rank, largest, steps, y, bounds, out
+):
+    """y[b] <- operator^steps y[b]; out[b] = the sum of y[b, t] row[t], bounds[b] that of |y[b, t]| largest[b, t]."""
+    w, spare = vector(n), vector(rows)
+    for b in range(first, last):
+        r = rank[b]
+        for _ in range(steps):
+            matvec(operator[b], y[b], r, r, spare)
+            copy(spare, y[b], 0, r)
+        apply_snapshots(flat, offsets[b], time_stride, stride, n, used_rows(y[b], rows), y[b], w)
+        for i in range(n):
+            out[b, i] = w[i]
+        bounds[b] = 0.0
+        for t in range(rows):
+            bounds[b] += abs(y[b, t]) * largest[b, t]
 
 
 @kernel

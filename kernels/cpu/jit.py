@@ -30,6 +30,12 @@ def jit(function):
     return kernel(function, _nrt=False, **INSIDE)
 
 
+def jit_inlined(function):
+    """`jit` of what few kernels call once: part of their own code, not a module of its own that LLVM optimises first by
+    itself and again in theirs."""
+    return kernel(function, _nrt=False, inline="always", **INSIDE)
+
+
 def jit_sums(function):
     """`jit` with sums in any order."""
     return kernel(function, _nrt=False, fastmath={"reassoc", "contract", "nsz"}, **INSIDE)

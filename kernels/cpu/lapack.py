@@ -12,6 +12,7 @@ the lower one. A matrix may be a window of a wider array; vectors are *rows*.
 from __future__ import annotations
 
 import ctypes
+import functools
 
 import numpy as np
 from numba.extending import get_cython_function_address
@@ -22,11 +23,14 @@ _BLOCK = 64  # columns a blocked routine works on at a time, at most
 
 def _routine(library: str, name: str, arguments: int):
     """call(...) of a routine, to which everything goes by address: bytes, int, float and arrays."""
-    address = get_cython_function_address(f"scipy.linalg.cython_{library}", name)
-    routine = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
+
+    @functools.cache
+    def routine():
+        address = get_cython_function_address(f"scipy.linalg.cython_{library}", name)
+        return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
 
     def call(*values) -> None:
-        routine(*[_address(value) for value in values])  # `values` keeps alive what the addresses point to
+        routine()(*[_address(value) for value in values])  # `values` keeps alive what the addresses point to
 
     return call
 

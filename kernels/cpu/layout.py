@@ -73,4 +73,4 @@ def aligned_empty(shape: tuple[int, ...], dtype) -> np.ndarray:
     count = math.prod(shape) * dtype.itemsize
     raw = np.empty(count + ALIGNMENT, np.uint8)
     start = -raw.__array_interface__["data"][0] % ALIGNMENT
-    return raw[start : start + count].view(dtype).reshape(shape)
+    return np.ndarray(shape, dtype, raw, start)

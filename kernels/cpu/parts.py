@@ -27,7 +27,7 @@ from .dense import QL_ITERATIONS, ROTATIONS, cholesky, clear_rows, copy_rows, co
 from .gram import mirror
 from .jit import jit
 from .scratch import integers_in, rows_in, stride_of
-from .selection import squaring_pays
+from .selection import companion_squaring_pays, squaring_pays
 from .simd import copy, lanes
 
 ROWS, ROW = types.Array(types.float64, 2, "C"), types.Array(types.float64, 1, "C")
@@ -189,3 +189,17 @@ def full_wide(S, D, x, memory, order, steps, kind, value, digits, scale, resolut
     else:
         advance_wide(R, D, order, steps, x, spare, y)
     return CHOLESKY
+
+
+def rest_of(wide: bool, steps: int, hopeless: bool) -> Part | None:
+    """The part for blocks that are not certified; None where it could not answer one."""
+    if hopeless:
+        return None
+    return truncated_step if steps == 1 else truncated_wide if wide else truncated_tall
+
+
+def far_of(wide: bool, steps: int, m: int) -> Part | None:
+    """The part for certified blocks, where one step or a recurrence does not do."""
+    if wide:
+        return full_wide if steps > 1 else None
+    return far_tall if companion_squaring_pays(steps - 1, m) else None

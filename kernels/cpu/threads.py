@@ -15,12 +15,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib
 import math
 import os
 import pathlib
 import threading
 
-import scipy.linalg.cython_lapack  # noqa: F401 - loads the BLAS that lapack.py calls
+import scipy
 from threadpoolctl import ThreadpoolController
 
 _threads: int | None = None
@@ -83,6 +84,21 @@ def asked_threads() -> float:
     """OMP_NUM_THREADS, the first number of its list; infinite where it says none."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) else math.inf
+
+
+def _load_blas() -> None:
+    """Load the BLAS that lapack.py calls, so that limits that a caller sets hold for it, too.
+
+    Out of SciPy's wheels alone: to import `scipy.linalg`, which would load it, takes as long as to import NumPy.
+    """
+    libraries = list((pathlib.Path(scipy.__file__).parents[1] / "scipy.libs").glob("*openblas*"))
+    try:
+        for library in libraries:
+            ctypes.CDLL(str(library))
+    except OSError:
+        libraries = []
+    if not libraries:
+        importlib.import_module("scipy.linalg.cython_lapack")
 
 
 class _OpenBlas:
@@ -182,6 +198,7 @@ class Blas:
             self._give_back()
 
 
+_load_blas()
 blas = Blas()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=blas.after_fork)

@@ -69,5 +69,6 @@ def _others(dtype) -> dict[str, Callable]:
         "fit, by SVD": lambda: cpu.fit(tall, FULL, refine=True),
         "evolve": lambda: (cpu.evolve(factors, np.array([1, 2])), cpu.evolve(factors, np.array([1, 10**4]))),
         "advance": lambda: cpu.advance(factors, factors.start, 2),
+        "follow": lambda: cpu.follow(cpu.rows_of(tall[:1]), factors, np.ones((1, 1)), factors.start, 1),
         "reconstruct": lambda: (cpu.combine(tall, some[:, :1]), cpu.combine(tall, some)),
     }

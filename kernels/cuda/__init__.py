@@ -340,6 +340,12 @@ class Cuda:
         moved = factors._replace(basis=identity, readout=identity, start=self.xp.ascontiguousarray(start))
         return self.evolve(moved, np.array([steps + 1]))[:, 0]
 
+    def follow(self, rows, factors: Factors, largest, start, steps: int) -> tuple:
+        """`advance`, then `combine` of the coordinates: states (B, n), coordinates, and their bound, 0-D."""
+        y = self.advance(factors, start, steps) if steps else start
+        states = self.combine(rows, y[:, None], products=False)[0]
+        return states, y, (abs(y) * largest).sum()
+
     def combine(self, rows, coefficients, *, products: bool = True):
         """Sums over rows (q, ..., n) with coefficients (B, k, q): (k, B, n) in rows' dtype."""
         check_coefficients(coefficients, math.prod(rows.shape[1:-1]), len(rows))
