@@ -85,6 +85,9 @@ BENCHMARKS = {
     "pruning": Benchmark(
         "evidence.pruning", "weights pruned by modes, by magnitude and by a line", ("names", "--data-dir", "--seeds")
     ),
+    "compare": Benchmark(
+        "evidence.compare", "fastkoop compare on problems of a user's, and the lengths of its built-in softmax"
+    ),
     "spectra": Benchmark("evidence.spectra", "training runs compared by eigenvalues, as published", ("--redman-dir",)),
     "training": Benchmark(
         "training.run", "three models, killed and resumed, on one rank and on two", ("names", "--data-dir")
