@@ -25,14 +25,15 @@ def weights_of(model: nn.Module) -> Weights:
 
 @torch.no_grad()
 def assign(model: nn.Module, weights: Weights) -> None:
-    """Set the parameters."""
+    """Set the parameters that are among the weights; frozen ones are in no recording."""
     for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
+        if name in weights:
+            parameter.copy_(weights[name])
 
 
 def apart(a: Weights, b: Weights) -> float:
-    """The distance between two networks' weights."""
-    return float(sum((a[name].double() - b[name].double()).square().sum() for name in a).sqrt())
+    """The distance between two networks' weights, over those that both have."""
+    return float(sum((a[name].double() - b[name].double()).square().sum() for name in a if name in b).sqrt())
 
 
 class Running:

@@ -22,7 +22,7 @@ from .config import Config, Setup, prepare
 from .devices import Account
 from .estimate import within_budget
 from .paths import WeightPaths, path
-from .problems.checked import Evaluation
+from .problems.checked import Evaluation, SeedStopped
 from .report import FILES, draw_all
 from .results import Results
 from .runs import Recorded, Tick, compile_kernels, run_seeds, silent
@@ -213,7 +213,10 @@ def _side_by_side(recorded: Recorded) -> tuple[Curve, Curve, list, list]:
     setup, phase, model, final = recorded.setup, recorded.phase, recorded.model, recorded.final
     twin, watch, problem = recorded.training.twin(), recorded.watch, recorded.problem
     trained, moved, true, predicted = Curve(), Curve(), [], []
-    trained.evaluate(0, problem.evaluate(twin.model))
+    start = problem.evaluate(twin.model)
+    if not math.isfinite(start.loss):
+        raise SeedStopped(f"evaluate says {start.loss} where the phase starts, at iteration {recorded.at_t2}")
+    trained.evaluate(0, start)
     moved.evaluate(0, problem.evaluate(model))
     every, stride = setup.every, math.lcm(setup.every, setup.config.eval_every)
     for done, batch in enumerate(itertools.islice(twin.stream, final), 1):

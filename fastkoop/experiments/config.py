@@ -251,7 +251,8 @@ def prepare(config: Config) -> Setup:
     if config.optimizer is None and not problem.makes_optimizer:
         config = replace(config, optimizer="adadelta")
     if config.horizon and not problem.validates:
-        raise checks.InputError('horizon: "auto" is guarded by the loss on validation images; pass --validation')
+        cure = "pass --validation" if problem.batch_size else "give the problem a method validate(model)"
+        raise checks.InputError(f'horizon: "auto" is guarded by the loss on validation images; {cure}')
     usual = dict(zip(("t1", "t2", "T"), problem.epochs, strict=True))
     spans = {name: Span.of(name, usual[name] if (value := getattr(config, name)) is None else value) for name in usual}
     config = replace(config, **{name: span.described() for name, span in spans.items()})

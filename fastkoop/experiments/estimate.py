@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 import time
 from dataclasses import replace
 from typing import NamedTuple
@@ -88,7 +89,7 @@ def dry_run(config: Config) -> list[str]:
     plan = KoopmanPhase(training.model, **setup.phase_options, capacity=lengths.record // setup.every).plan()
     weights = sum(parameter.numel() for parameter in training.model.parameters())
     total = count * (lengths.before + lengths.record + setup.final)
-    return [
+    lines = [
         f"{setup.problem.name}: {weights} weights, {setup.config.partition}-wise, {setup.optimizer}",
         f"iterations a seed: {lengths.before} before recording, {lengths.record} recorded, {setup.final} in the phase",
         f"iterations in all: {total}, with {count * evaluations(setup)} evaluations",
@@ -96,3 +97,4 @@ def dry_run(config: Config) -> list[str]:
         f"time: about {seconds(setup, measure(setup)):.2g} s, and what compiling takes the first time",
         "nothing was trained",
     ]
+    return [part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent="  ")]

@@ -58,8 +58,8 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
     '12.50% below (below on 3 of 3 seeds, p = 0.057)'
     """
     x, y = np.asarray(a, float), np.asarray(b, float)
-    difference = x - y
     with np.errstate(invalid="ignore", divide="ignore"):
+        difference = x - y
         diverged = [not np.isfinite(side).all() for side in (x, y)]
         mean, share = float(difference.mean()), float(difference.mean() / y.mean())
         if any(diverged):

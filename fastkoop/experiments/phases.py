@@ -24,7 +24,7 @@ from . import figures
 from .averages import Line, Moving, assign, weights_of
 from .config import Config, Setup, prepare
 from .paired import Paired, paired
-from .problems.checked import Evaluation
+from .problems.checked import Evaluation, stop_if_not_finite
 from .runs import Judge, Tick, compile_kernels, run_seeds, silent
 
 LOOKS = 8  # at the test set in an epoch
@@ -127,7 +127,9 @@ def _run_side(side: str, setup: Setup, plan: Schedule, seed: int, run: dict, tic
     moving, spent, averaging, clocks = Moving(), 0.0, 0.0, (0.0, 0.0)
     for done, batch in enumerate(training.stream, 1):
         began = time.perf_counter()
-        training.step(batch)
+        loss = training.step(batch)
+        if done <= plan.burn_in + plan.record:  # later it may be a jump that made it diverge, which is an outcome
+            stop_if_not_finite(loss, f"at iteration {done}")
         report = _step(schedule, model, jumps, done)
         spent += time.perf_counter() - began
         if report is not None:

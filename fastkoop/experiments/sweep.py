@@ -236,7 +236,7 @@ def with_validation(config: Config) -> Config:
         return config
     if config.problem not in IMAGES:
         name = config.problem if isinstance(config.problem, str) else type(config.problem).__name__
-        raise checks.InputError(f"dataset: a sweep chooses by validation images, and {name} has none")
+        raise checks.InputError(f"problem: a sweep chooses by validate(model), and {name} has no such method")
     return replace(config, validation=IMAGES[config.problem] // SHARE)
 
 

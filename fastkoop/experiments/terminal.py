@@ -50,10 +50,16 @@ def summary_lines(results) -> list[str]:
     lines = [heading(results)]
     for sentence in verdict(results):
         lines += wrapped(sentence)
-    lines += ["", *table_lines(results)]
-    for stop in results.get("stopped", ()):
-        lines += wrapped(f"Seed {stop['seed']} stopped: {stop['reason']}.")
-    return lines
+    return [*lines, "", *table_lines(results), *stopped_lines(results)]
+
+
+def stopped_lines(results) -> list[str]:
+    """A sentence for every seed that was left out."""
+    return [
+        line
+        for stop in results.get("stopped", ())
+        for line in wrapped(f"Seed {stop['seed']} stopped: {stop['reason']}.")
+    ]
 
 
 def details_lines(results) -> list[str]:
@@ -80,7 +86,8 @@ def sweep_lines(results) -> list[str]:
         lines += wrapped(f"{i}. validation {validation}, test {test}: {setting}", "   ")
         lines += wrapped(f"   {against} of the mean of the recorded", "   ") if i == 1 else []
     lines = ["Settings, best by validation first"[:WIDTH], *lines, ""]
-    return lines + columns(("beside them", "validation loss", "test loss"), [row[:3] for row in baseline_rows(results)])
+    lines += columns(("beside them", "validation loss", "test loss"), [row[:3] for row in baseline_rows(results)])
+    return lines + stopped_lines(results)
 
 
 def phases_lines(results) -> list[str]:
@@ -90,4 +97,5 @@ def phases_lines(results) -> list[str]:
     lines = []
     for held, difference in comparisons(results).items():
         lines += wrapped(f"{held}: Koopman ends {difference}", "  ")
-    return [*lines, "", *columns(("", "gradients", "seconds", "test loss", "of the moving average"), rows(results))]
+    lines += ["", *columns(("", "gradients", "seconds", "test loss", "of the moving average"), rows(results))]
+    return lines + stopped_lines(results)

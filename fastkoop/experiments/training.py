@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -51,6 +52,12 @@ def named_optimizer(optimizer: torch.optim.Optimizer) -> str:
     if type(optimizer) is torch.optim.SGD and optimizer.param_groups[0].get("momentum"):
         return "momentum"
     return type(optimizer).__name__.lower()
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `optimizer.step` evaluates the loss itself, as L-BFGS does."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 class Batches:
@@ -112,7 +119,7 @@ class Training:
         """One iteration; the loss before it."""
         loss = self.problem.train_step(self.model, self.optimizer, batch)
         if self.scheduler is not None:
-            self.scheduler.step()
+            self.problem.guarded("make_optimizer's scheduler", self.scheduler.step)
         return loss
 
     def run(self, iterations: int, after: Callable[[int, int, torch.Tensor | None], None]) -> None:
@@ -123,7 +130,8 @@ class Training:
     def twin(self) -> Training:
         """A copy that trains on by itself, on the same stream of batches."""
         twin = copy.copy(self)
-        if self._choice[0] is not None or type(self.optimizer).__module__.startswith("torch."):
+        copies = type(self.optimizer).__module__.startswith("torch.") and not needs_closure(self.optimizer)
+        if self._choice[0] is not None or copies:  # L-BFGS leaves half of itself behind
             twin.model, twin.optimizer, twin.scheduler = copy.deepcopy((self.model, self.optimizer, self.scheduler))
             return twin
         twin.model = copy.deepcopy(self.model)  # an optimizer of the user's may keep more than copying takes along

@@ -85,7 +85,7 @@ def trainer(folder, make, callbacks, epochs=4, **options):
         **{"save_strategy": "no", "lr_scheduler_type": "constant", **options},
     )  # fmt: skip
     tokens = Tokens(language=isinstance(model, transformers.GPT2LMHeadModel))
-    evaluation = torch.utils.data.Subset(tokens, range(16))
+    evaluation = torch.utils.data.Subset(tokens, range(8))  # one batch
     return transformers.Trainer(model, args, train_dataset=tokens, eval_dataset=evaluation, callbacks=callbacks)
 
 

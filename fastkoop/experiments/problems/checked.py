@@ -15,7 +15,7 @@ from torch import nn
 
 from ...checks import InputError
 from ..devices import to_device
-from ..training import make_optimizer, named_optimizer
+from ..training import make_optimizer, named_optimizer, needs_closure
 from .contract import REQUIRED
 
 DEFAULT_EPOCHS = (10, 30, 20)
@@ -110,6 +110,11 @@ class CheckedProblem:
         epochs = getattr(self.problem, "epochs", DEFAULT_EPOCHS)
         if not (isinstance(epochs, (tuple, list)) and len(epochs) == 3):
             raise ProblemError(f"{self.name}.epochs: expected three numbers (t1, t2, T), got {epochs!r}")
+        for value in epochs:
+            if isinstance(value, bool) or not isinstance(value, (int, str)):
+                raise ProblemError(
+                    f'{self.name}.epochs: expected whole epochs, or iterations as "500it", got {value!r}'
+                )
         return tuple(epochs)
 
     def guarded(self, method: str, call: Callable, *arguments):
@@ -146,6 +151,8 @@ class CheckedProblem:
             )
         if self.device.type != "cpu":
             model = self.guarded("make_model", model.to, self.device)
+        if complex_ones := [name for name, value in model.named_parameters() if value.is_complex()]:
+            raise ProblemError(f"{where}: expected real parameters, got complex numbers in {complex_ones[0]}")
         bad = [name for name, value in model.named_parameters() if not bool(value.detach().isfinite().all())]
         if bad:
             raise ProblemError(f"{where}: the parameter {bad[0]} holds a NaN or an infinity from the start")
@@ -162,6 +169,11 @@ class CheckedProblem:
             raise ProblemError(f"{self.name}.make_optimizer: expected a torch.optim.Optimizer, got {kind}")
         if scheduler is not None and not callable(getattr(scheduler, "step", None)):
             raise ProblemError(f"{self.name}.make_optimizer: expected a scheduler with step(), got {scheduler!r}")
+        if scheduler is not None and _takes_arguments(scheduler.step):
+            raise ProblemError(
+                f"{self.name}.make_optimizer: expected a scheduler whose step() takes nothing, called after every "
+                f"iteration, got {type(scheduler).__name__}"
+            )
         for group in optimizer.param_groups if lr is not None else ():
             group["lr"] = lr
         return optimizer, scheduler
@@ -252,10 +264,11 @@ def stop_if_not_finite(loss: torch.Tensor | None, what: str) -> None:
         raise SeedStopped(f"the training loss is {value} {what}; lower the learning rate")
 
 
-def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether `optimizer.step` evaluates the loss itself, as L-BFGS does."""
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
+def _takes_arguments(call: Callable) -> bool:
+    """Whether a call without arguments lacks some."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(call).parameters.values()
+    return any(entry.default is inspect.Parameter.empty and entry.kind not in kinds for entry in parameters)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def regression(tmp_path_factory):
 
 def test_the_files_are_as_short_as_promised():
     for path in USER.glob("*.py"):
-        assert path.name == "bad.py" or len(path.read_text().splitlines()) <= 40
+        assert path.name in ("bad.py", "odd.py") or len(path.read_text().splitlines()) <= 40
 
 
 def test_the_jump_is_gradient_descent_s_by_algebra(regression):
@@ -77,19 +77,19 @@ def test_a_notebook_shows_verdict_and_table(regression):
 
 
 @pytest.mark.parametrize(
-    ("name", "metric"),
-    [("transformer:Characters", "test loss"), ("physics:Physics", "test loss"),
-     pytest.param("conv_net:ConvNet", "test loss", marks=[
+    ("name", "spans"),
+    [("transformer:Characters", ("5it", "29it", "10it")), ("physics:Physics", ("10it", "50it", "20it")),
+     pytest.param("conv_net:ConvNet", ("1", "3", "1"), marks=[
          pytest.mark.mnist, pytest.mark.skipif(not DATA, reason="FASTKOOP_DATA_DIR names no MNIST files")])],
 )  # fmt: skip
-def test_problems_that_the_package_does_not_know(name, metric, tmp_path):
-    done = CliRunner().invoke(
-        app, ["compare", "--problem", by_file(name), "--eval-every", "10", "--out", str(tmp_path)]
-    )
+def test_problems_that_the_package_does_not_know(name, spans, tmp_path):
+    """Shorter than the files say; as they say it, `python -m bench compare` runs them."""
+    given = ["--t1", spans[0], "--t2", spans[1], "--T", spans[2], "--eval-every", "10", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, ["compare", "--problem", by_file(name), *given])
     assert done.exit_code == 0, done.stderr
     stored = json.loads((tmp_path / "results.json").read_text())
     (run,) = stored["runs"]
-    assert stored["complete"] and metric in done.stdout and max(map(len, done.stdout.splitlines()[:-1])) <= 80
+    assert stored["complete"] and "test loss" in done.stdout and max(map(len, done.stdout.splitlines()[:-1])) <= 80
     assert run["optimizer"]["iteration"] == run["koopman"]["iteration"]
     assert all(loss is not None for loss in run["optimizer"]["test_loss"])
     assert {"mean", "line", "optimizer"} <= set(run["baselines"])
@@ -122,6 +122,30 @@ def test_batch_normalisation_s_statistics_follow_the_weights():
     assert model[1].running_mean.item() == 0.0 and model[1].momentum == 0.1
 
 
+@pytest.mark.parametrize("name", ["Iterable", "SeveralLosses", "Frozen", "QuasiNewton", "OwnOptimizer", "Half"])
+def test_unusual_problems_are_compared(name):
+    spans = {"t1": "3it", "t2": "15it", "T": "6it"}
+    results = fastkoop.compare(by_file(f"odd:{name}"), **spans, eval_every=3)
+    (run,) = results["runs"]
+    losses = run["optimizer"]["test_loss"]
+    assert all(map(np.isfinite, losses)) and losses[-1] != losses[0] and len(run["koopman"]["step_seconds"]) == 6
+    assert np.isfinite(run["koopman"]["jumped"]["test_loss"]) and "seconds" in results.table()
+
+
+def test_a_twin_of_a_quasi_newton_optimizer_goes_on_as_it_would():
+    """L-BFGS loses half of itself where it is copied; its history has to come along all the same."""
+    setup = prepare(Config.of(problem=by_file("odd:QuasiNewton")))
+    training = setup.training(0)
+    for _ in range(3):
+        training.step(next(training.stream))
+    twin, batches = training.twin(), [next(training.stream) for _ in range(3)]
+    for side in (training, twin):
+        for batch in batches:
+            side.step(batch)
+    for mine, its in zip(training.model.parameters(), twin.model.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
 BAD = {
     "NoLoss": "tiny: a problem has the methods make_model, batches, loss, evaluate; this one lacks loss",
     "Empty": "tiny.batches: expected at least one batch",
@@ -139,13 +163,19 @@ BAD = {
     "NotAModel": "tiny.make_model: expected a torch.nn.Module, got str",
     "NotAnOptimizer": "tiny.make_optimizer: expected a torch.optim.Optimizer, got str",
     "Generator": "tiny.batches: the batches have no length",
+    "NaNEvaluated": "tiny: the only seed stopped; seed 0: evaluate says nan where the phase starts, at iteration 16",
+    "HalfEpochs": 'tiny.epochs: expected whole epochs, or iterations as "500it", got 0.5',
+    "Plateau": "odd.make_optimizer: expected a scheduler whose step() takes nothing",
+    "TooShort": "odd.make_optimizer's scheduler failed: ValueError: Tried to step",
+    "Complex": "odd.make_model: expected real parameters, got complex numbers in phase",
 }
 
 
 @pytest.mark.parametrize(("name", "says"), BAD.items(), ids=BAD)
 def test_a_bad_problem_is_one_sentence_and_exit_code_2(name, says, tmp_path):
     spans = ["--t1", "2it", "--t2", "12it", "--T", "4it"] if name == "OneShot" else []
-    done = CliRunner().invoke(app, ["compare", "--problem", by_file(f"bad:{name}"), *spans, "--out", str(tmp_path)])
+    file = "odd" if says.startswith("odd") else "bad"
+    done = CliRunner().invoke(app, ["compare", "--problem", by_file(f"{file}:{name}"), *spans, "--out", str(tmp_path)])
     if name == "Generator":
         says = "t1: the problem's batches have no length"
     assert done.exit_code == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -165,6 +195,15 @@ def test_a_seed_that_stops_leaves_the_others(tmp_path):
     assert "Seed 1 stopped: the training loss is inf at iteration 1" in done.stdout
 
 
+def test_a_seed_that_stops_leaves_the_others_in_phases_too(tmp_path):
+    given = ["phases", "--problem", by_file("odd:Stopped"), "--phases", "1", "--t2", "8", "--seeds", "2"]
+    done = CliRunner().invoke(app, [*given, "--out", str(tmp_path)])
+    stored = json.loads((tmp_path / "phases.json").read_text())
+    assert done.exit_code == 0 and [run["seed"] for run in stored["runs"]] == [0], done.stderr
+    assert stored["stopped"] == [{"seed": 1, "reason": stored["stopped"][0]["reason"]}]
+    assert "Seed 1 stopped: the training loss is nan at iteration 1" in done.stdout
+
+
 def test_an_object_a_class_and_a_function_are_problems(tmp_path):
     space = {}
     exec((USER / "bad.py").read_text(), space)
@@ -181,6 +220,7 @@ def test_a_dry_run_trains_nothing_and_says_what_it_would_take(tmp_path):
     out = tmp_path / "out"
     done = CliRunner().invoke(app, ["compare", "--problem", by_file("bad:Good"), "--dry-run", "--out", str(out)])
     assert done.exit_code == 0 and not out.exists(), done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
     for words in ("tiny: 3 weights", "4 before recording, 12 recorded, 8 in the phase", "iterations in all: 24",
                   "recording: a snapshot every 1 iterations", "time: about"):  # fmt: skip
         assert words in done.stdout, done.stdout

@@ -15,7 +15,16 @@ from fastkoop.experiments.verdict import BASELINES, baseline_rows, words
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
-    options = {"t1": 1, "t2": 3, "T": 2, "seeds": 2, "window": 2, "observables": "identity", "cutoff": "jax"}
+    options = {
+        "t1": 1,
+        "t2": 3,
+        "T": 2,
+        "seeds": 2,
+        "eval_every": 6,
+        "window": 2,
+        "observables": "identity",
+        "cutoff": "jax",
+    }
     results = compare(Config.of(**options, validation=100, horizon="auto", out=str(out)))
     return results, out
 

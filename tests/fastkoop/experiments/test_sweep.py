@@ -168,7 +168,9 @@ def test_another_sweep_in_the_same_folder_is_refused(swept, tmp_path):
 
 
 def test_bad_sweeps(tmp_path):
-    with pytest.raises(InputError, match="dataset: a sweep chooses by validation images, and oscillator has none"):
+    with pytest.raises(
+        InputError, match=r"problem: a sweep chooses by validate\(model\), and oscillator has no such method"
+    ):
         sweep(Config.of(problem="oscillator", out=str(tmp_path)))
     with pytest.raises(InputError, match="at least 1 epoch"):
         sweep(Config.of(**{**QUICK, "T": 0}, out=str(tmp_path)))
