@@ -107,6 +107,7 @@ def overall(squares: np.ndarray) -> Overall:
     return Overall(float(error), float(baseline), bool(pays))
 
 
+@functools.cache
 def guesses(first: int, columns: int) -> np.ndarray:
     """Coefficients (4, columns) of mean, line, secant and staying, less the last snapshot, fitted to the first part.
 
@@ -120,6 +121,7 @@ def guesses(first: int, columns: int) -> np.ndarray:
     rows[2, 0] -= ahead / (first - 1)
     rows[3, first - 1] = 1.0
     rows[:, -1] -= 1.0
+    rows.flags.writeable = False  # callers share it
     return rows
 
 

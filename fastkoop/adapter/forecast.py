@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from ..forecast import SPLIT, SQUARES, Forecast, Overall, judge, overall
+from .buffers import GroupBuffer
 from .fits import Fits
 from .parts import Parts
+from .ranks import Spread, shard_of
 
 
 class Forecasts(dict[str, Forecast]):
@@ -39,13 +42,22 @@ def forecasts(parts: Parts, fits: Fits, position: float) -> Forecasts:
         squares = np.concatenate([op.misses() for op in operators])
         told = (torch.from_numpy(np.ascontiguousarray(values)) for values in judge(squares))
         by_layer[recording.group.name] = Forecast(*told, overall(squares), Layer(operators))
-        if spread is None or parts.ranks is None or parts.ranks.rank == 0:  # blocks that are spread count once
-            total = total + squares.sum(axis=0)
+        total = total + squares.sum(axis=0) / copies(recording, spread, parts)
     if parts.ranks is not None:  # whose blocks are others
         total = parts.ranks.sum("forecast", total)
     by_layer.overall = overall(total)
     fits.forecasts = by_layer
     return by_layer
+
+
+def copies(recording: GroupBuffer, spread: Spread | None, parts: Parts) -> int:
+    """How many ranks judge the same blocks of a recording: all of blocks that are spread, or that every rank has."""
+    if parts.ranks is None:
+        return 1
+    names = {piece.parameter.name for piece in recording.group.pieces}
+    shards = filter(None, (shard_of(name, parts.parameters.by_name[name]) for name in names))
+    sizes = [] if spread is not None else [dist.get_world_size(shard.group) for shard in shards]
+    return max(1, parts.ranks.size // min(sizes, default=1))
 
 
 def length(vectors: torch.Tensor, spread) -> torch.Tensor:

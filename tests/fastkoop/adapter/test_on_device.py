@@ -1,6 +1,7 @@
 """A phase whose kernels run on a device, on the CPU: what is launched there, and that nothing waits for it."""
 
 import importlib.util
+import math
 import pathlib
 import sys
 
@@ -117,6 +118,31 @@ def test_blocks_that_are_not_finite_keep_their_value(device):
     recording.move(states, [held])
     assert torch.equal(recording.current(), expected)
     assert torch.equal(expected[:2], before[:2]) and bool((expected[2:] == 2.0).all())
+
+
+@pytest.mark.parametrize("options", [{}, {"observables": fk.Affine()}], ids=str)
+def test_forecasts_gates_and_limits_are_those_of_the_host(request, options):
+    """Told and moved on the host first, and then by the kernels of a device."""
+
+    def told():
+        model, phase = trained(partition="layer", stabilize=0.9, **options)
+        forecast = phase.forecast()
+        report = phase.jump(4, gate="forecast")
+        if phase.position:
+            phase.rollback()
+        phase.jump(math.inf)
+        return forecast, report.held, parameters(model)
+
+    expected, held, there = told()
+    device = request.getfixturevalue("device")
+    forecast, held_there, moved = told()
+    assert device.driver.launched and held_there == held
+    for name, layer in forecast.items():
+        for report in ("error", "baseline", "apart", "overshoot"):
+            torch.testing.assert_close(getattr(layer, report), getattr(expected[name], report), rtol=1e-3, atol=1e-6)
+        assert torch.equal(layer.pays, expected[name].pays)
+    for a, b in zip(moved, there, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_recording_waits_for_nothing(device):

@@ -31,6 +31,10 @@ def check(report, exact=True):
     assert report["jump"] <= rounding and report["step"] <= rounding
     assert report["resumed"] and report["same"] and report["horizon"]
     assert report["guards"] < 1e-4  # what a guard sees is what was moved, not what FSDP2 had gathered before
+    (error, baseline, pays), (*expected, verdict) = report["forecast"]
+    np.testing.assert_allclose([error, baseline], expected, rtol=1e-5 if exact else 1e-2)
+    assert pays == verdict
+    assert report["settled"] > 1e-3 and report["limit"] <= 64 * rounding
 
 
 def test_replicas_of_shards_count_once(tmp_path, torchrun, script):

@@ -6,6 +6,7 @@ weights and batches, as one process would; then both move, and their parameters 
 
 import datetime
 import json
+import math
 import os
 import pathlib
 import sys
@@ -240,6 +241,13 @@ def scenario(folder, make, options, wrap="shard"):
     pairs = zip(report.tried, expected.tried, strict=True)
     found["guards"] = max(abs(a - b) / (1 + abs(b)) for (_, a), (_, b) in pairs)
     found["same"] = agree(flat(model))
+
+    found["forecast"] = [[*one.forecast().overall] for one in (again, single)]
+    start = flat(alone)
+    for one in (again, single):
+        one.fit(stabilize=0.95)  # so that every block settles
+        one.jump(math.inf)
+    found["settled"], found["limit"] = float((flat(alone) - start).abs().max()), apart(model, alone)
     return found
 
 
