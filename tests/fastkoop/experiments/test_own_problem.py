@@ -5,6 +5,8 @@ import os
 import pathlib
 import pickle
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -66,14 +68,21 @@ def test_results_are_a_mapping_and_come_back_from_their_file(regression, tmp_pat
     assert again.report(tmp_path).name == "report.html"
 
 
-def test_a_notebook_shows_verdict_and_table(regression):
-    """What a cell's last line displays."""
-    results, _ = regression
-    cell = "import fastkoop\nresults = shown\nhtml = results._repr_html_()"
-    space = {"shown": results}
-    exec(cell, space)
-    assert "<table>" in space["html"] and "It pays" in space["html"] and "<script" not in space["html"]
-    assert repr(results) == "Results('regression', 1 run)"
+def test_a_notebook_shows_verdict_and_table(tmp_path):
+    """A cell whose last line is a comparison, executed by nbclient in a kernel of its own."""
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    source = f"import fastkoop\nfastkoop.compare({by_file('regression:Regression')!r}, t1=20, t2=50, T=30)"
+    notebook, file = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), tmp_path / "pays.ipynb"
+    nbformat.write(notebook, file)
+    run = "import sys; from nbclient.cli import main; sys.argv[1:] = sys.argv[1:] + ['--inplace']; main()"
+    done = subprocess.run([sys.executable, "-c", run, str(file)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    [cell] = nbformat.read(file, as_version=4).cells
+    shown = next(output for output in cell.outputs if output.output_type == "execute_result")
+    assert "<table>" in shown.data["text/html"] and "It pays" in shown.data["text/html"]
+    assert shown.data["text/plain"] == "Results('regression', 1 run)" and "<script" not in shown.data["text/html"]
 
 
 @pytest.mark.parametrize(
