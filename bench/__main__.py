@@ -66,10 +66,14 @@ BENCHMARKS = {
     "pays": Benchmark("evidence.pays", "when a phase pays: noisy training on MNIST", ("names", "--data-dir")),
     "smooth": Benchmark(
         "evidence.smooth.run", "full-batch training: gap to the optimum at equal gradients",
-        ("names", "--data-dir", "--seeds"),
+        ("names", "--data-dir", "--seeds"), ("run", "clock", "table"),
     ),
     "phases": Benchmark(
         "evidence.smooth.phases", "the same through KoopmanPhase: partitions, and velocities moved along",
+        ("names", "--seeds"),
+    ),
+    "replaced": Benchmark(
+        "evidence.smooth.replaced", "phases that replace steps: gradients and seconds to the same loss",
         ("names", "--seeds"),
     ),
     "noise": Benchmark(
@@ -88,7 +92,10 @@ BENCHMARKS = {
     "compare": Benchmark(
         "evidence.compare", "fastkoop compare on problems of a user's, and the lengths of its built-in softmax"
     ),
-    "spectra": Benchmark("evidence.spectra", "training runs compared by eigenvalues, as published", ("--redman-dir",)),
+    "spectra": Benchmark(
+        "evidence.spectra", "training runs compared by eigenvalues, as published and trained again",
+        ("names", "--redman-dir", "--data-dir", "--seeds"),
+    ),
     "training": Benchmark(
         "training.run", "three models, killed and resumed, on one rank and on two", ("names", "--data-dir")
     ),

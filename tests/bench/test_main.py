@@ -12,7 +12,13 @@ pytest.importorskip("torch")
 import bench
 from bench.__main__ import BENCHMARKS, OPTIONS, main, parse, parser
 
-SHARED = {"gpu": "cuda", "phases": "smooth", "noise": "forecast", "frameworks": "training"}  # pages by other names
+SHARED = {
+    "gpu": "cuda",
+    "phases": "smooth",
+    "replaced": "smooth",
+    "noise": "forecast",
+    "frameworks": "training",
+}  # pages by other names
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -10,7 +10,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class Problem:
     """A loss with its gradient, where training starts and how it steps.
 
     value_and_gradient: w (d,) -> (loss, gradient (d,)).
+    loss: w -> the same loss, for less than the gradient takes; None takes it from there.
     optimum: the least loss that is known; 0 for networks.
     momentum: of the iteration; velocities are then part of the state, which `step` moves.
     """
@@ -38,27 +39,35 @@ class Problem:
     optimum: float = 0.0
     momentum: float = 0.0
     budget: int = 800
+    loss: Callable[[np.ndarray], float] | None = None
 
     def value(self, w: np.ndarray) -> float:
         """The loss."""
-        return self.value_and_gradient(w)[0]
+        return self.value_and_gradient(w)[0] if self.loss is None else self.loss(w)
 
 
 def softmax(X: np.ndarray, labels: np.ndarray, l2: float, classes: int = 10) -> Callable:
-    """Mean cross-entropy of a linear classifier X (N, features), with l2 / 2 |w|^2; w is (features, classes), flat."""
+    """Mean cross-entropy of a linear classifier X (N, features), with l2 / 2 |w|^2; w is (features, classes), flat.
+
+    The function (loss, gradient) that it returns has the loss alone as its attribute.
+    """
     rows = np.arange(len(X))
 
-    def value_and_gradient(w: np.ndarray) -> tuple[float, np.ndarray]:
+    def forward(w: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         scores = X @ w.reshape(-1, classes)
         scores -= scores.max(axis=1, keepdims=True)
         chosen = scores[rows, labels].mean()
         np.exp(scores, out=scores)
         sums = scores.sum(axis=1, keepdims=True)
+        return float(np.log(sums).mean() - chosen + 0.5 * l2 * w @ w), scores, sums
+
+    def value_and_gradient(w: np.ndarray) -> tuple[float, np.ndarray]:
+        value, scores, sums = forward(w)
         scores /= sums
         scores[rows, labels] -= 1.0
-        gradient = (X.T @ scores).ravel() / len(X) + l2 * w
-        return float(np.log(sums).mean() - chosen + 0.5 * l2 * w @ w), gradient
+        return value, (X.T @ scores).ravel() / len(X) + l2 * w
 
+    value_and_gradient.loss = lambda w: forward(w)[0]
     return value_and_gradient
 
 
@@ -121,8 +130,7 @@ def digits(seed: int, momentum: float = 0.0) -> Problem:
     X = with_bias(X)
     function, lr = softmax(X, labels, 1e-4), 1 / curvature(X, 1e-4)
     start = np.random.default_rng(seed).normal(scale=0.01, size=X.shape[1] * 10)
-    problem = Problem(function, start, lr, least(function, start))
-    return replace(problem, momentum=momentum)
+    return Problem(function, start, lr, least(function, start), momentum, loss=function.loss)
 
 
 def probe(seed: int) -> Problem:
@@ -133,7 +141,7 @@ def probe(seed: int) -> Problem:
     X = with_bias(features / features.std())
     function = softmax(X, labels, 1e-3)
     start = np.zeros(X.shape[1] * 10)
-    return Problem(function, start, 1 / curvature(X, 1e-3), least(function, start))
+    return Problem(function, start, 1 / curvature(X, 1e-3), least(function, start), loss=function.loss)
 
 
 def mnist(seed: int) -> Problem:
@@ -141,21 +149,29 @@ def mnist(seed: int) -> Problem:
     X, labels = images("mnist", 2000, seed)
     X = with_bias(X)
     function, start = softmax(X, labels, 1e-4), np.zeros(7850)
-    return Problem(function, start, 1 / curvature(X, 1e-4), least(function, start), budget=500)
+    return Problem(function, start, 1 / curvature(X, 1e-4), least(function, start), budget=500, loss=function.loss)
 
 
 def flat(model: torch.nn.Module, loss: Callable) -> tuple[Callable, np.ndarray]:
-    """A network's loss and gradient as a function of its flat weights, and these weights."""
+    """A network's loss and gradient as a function of its flat weights, as `softmax` returns it, and these weights."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
     sizes = [shape.numel() for shape in shapes.values()]
 
+    def forward(whole: torch.Tensor) -> torch.Tensor:
+        parts = zip(whole.split(sizes), shapes.items(), strict=True)
+        return loss({name: part.view(shape) for part, (name, shape) in parts})
+
     def value_and_gradient(w: np.ndarray) -> tuple[float, np.ndarray]:
         whole = torch.from_numpy(np.ascontiguousarray(w)).requires_grad_()
-        parts = whole.split(sizes)
-        value = loss({name: part.view(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)})
+        value = forward(whole)
         [gradient] = torch.autograd.grad(value, whole)
         return float(value.detach()), gradient.numpy()
 
+    @torch.no_grad()
+    def value_alone(w: np.ndarray) -> float:
+        return float(forward(torch.from_numpy(np.ascontiguousarray(w))))
+
+    value_and_gradient.loss = value_alone
     return value_and_gradient, np.concatenate([p.detach().numpy().ravel() for p in model.parameters()])
 
 
@@ -174,14 +190,14 @@ def wide_net(seed: int) -> Problem:
     x = torch.linspace(-2, 2, 64, dtype=torch.float64)[:, None]
     y = torch.sin(3 * x) + x / 2
     function, start = flat(model, lambda weights: (functional_call(model, weights, x) - y).square().mean())
-    return Problem(function, start, 3e-3)
+    return Problem(function, start, 3e-3, loss=function.loss)
 
 
 def oscillator(seed: int) -> Problem:
     """The paper's network for the nonlinear oscillator, float64, lr 1e-3."""
     problem = Oscillator(dtype=torch.float64)
     function, start = flat(problem.make_model(seed), lambda weights: residual(problem, tuple(weights.values())))
-    return Problem(function, start, 1e-3)
+    return Problem(function, start, 1e-3, loss=function.loss)
 
 
 def residual(problem: Oscillator, weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -198,7 +214,7 @@ def mnist_mlp(seed: int) -> Problem:
     x, y = torch.from_numpy(X.astype(np.float64)), torch.from_numpy(labels)
     entropy = torch.nn.functional.cross_entropy
     function, start = flat(model, lambda weights: entropy(functional_call(model, weights, x), y))
-    return Problem(function, start, 0.1, budget=500)
+    return Problem(function, start, 0.1, budget=500, loss=function.loss)
 
 
 PROBLEMS: dict[str, tuple[Callable[[int], Problem], str]] = {

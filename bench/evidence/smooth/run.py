@@ -2,6 +2,7 @@
 
     python -m bench smooth run --seeds 5       # a quarter of an hour on two cores; MNIST in FASTKOOP_DATA_DIR
     python -m bench smooth run digits probe    # some problems
+    python -m bench smooth clock               # their time again, in turn: two minutes
     python -m bench smooth table
 
 Every method gets the same budget of gradients, ten candidates a jump, and a guard whose evaluations are charged a third
@@ -15,9 +16,12 @@ import argparse
 import json
 import math
 import os
+import time
 import warnings
 from dataclasses import asdict
 from statistics import median
+
+from threadpoolctl import threadpool_limits
 
 from bench import RESULTS
 from bench.common import origin, pages
@@ -31,6 +35,8 @@ from .train import Pace
 from .train import run as run_method
 
 FOLDER = RESULTS / "smooth"
+SECONDS = FOLDER / "seconds.json"
+ROUNDS = 3
 TUNING_SEED = 100
 ROUNDING = 1e-16  # a gap below this is none
 METHODS = ("none", "line", "secant", "RNA", "Anderson", "Nesterov", "Koopman", "L-BFGS")
@@ -92,6 +98,31 @@ def load() -> dict[str, dict]:
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
 
+def timed(name: str, found: dict) -> dict[str, list[float]]:
+    """Seconds of every method on seed 0 at its pace, rounds in rotating order.
+
+    CPU seconds of one thread, which are wall-clock seconds where nothing else runs.
+    """
+    problem, methods = PROBLEMS[name][0](0), list(found["rows"])
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
+    for turn in range(ROUNDS):
+        for method in methods[turn:] + methods[:turn]:
+            began = time.process_time()
+            run_method(problem, method, Pace(**found["rows"][method]["pace"]))
+            seconds[method].append(time.process_time() - began)
+    return seconds
+
+
+def clock(options: argparse.Namespace) -> None:
+    """Take the time of all problems that have results."""
+    if options.data_dir:
+        os.environ[DATA_DIR] = options.data_dir
+    with torch_threads(1), threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        seconds = {name: timed(name, found) for name, found in load().items()}
+    write_json(SECONDS, {"environment": origin.environment(Host()), "rounds": ROUNDS, "problems": seconds})
+
+
 def gaps(found: dict, method: str) -> list[float]:
     """Gaps by seed; a run that diverged is infinite."""
     runs = found["rows"][method]["runs"] if method in found["rows"] else []
@@ -109,8 +140,19 @@ def gap(value: float) -> str:
     return "< 1e-16" if value < ROUNDING else f"{value:.2g}" if value >= 1e-3 else f"{value:.0e}"
 
 
-def row(found: dict) -> tuple:
-    """A problem's line: medians, the range in parentheses; bold is the best without second derivatives' help."""
+def clocked(seconds: dict[str, list[float]], method: str) -> str:
+    """Time in a cell: of no jumps in seconds, of the others as a multiple of it, round by round.
+
+    >>> clocked({"none": [2.0, 2.0, 2.0], "line": [3.0, 3.2, 2.8]}, "line")
+    ' · ×1.5'
+    """
+    if method == "none":
+        return f" · {median(seconds['none']):.2g} s"
+    return f" · ×{median(a / b for a, b in zip(seconds[method], seconds['none'], strict=True)):.2g}"
+
+
+def row(found: dict, seconds: dict[str, list[float]]) -> tuple:
+    """A problem's line: median gaps, the range in parentheses, then time; bold is the lowest but L-BFGS's."""
     cells = []
     columns = (*METHODS[:-1], WHOLE, METHODS[-1])
     middles = {method: median(values) for method in columns if (values := gaps(found, method))}
@@ -123,20 +165,8 @@ def row(found: dict) -> tuple:
         middle = gap(middles[method])
         middle = f"**{middle}**" if middles[method] == first else middle
         low, high = gap(min(values)), gap(max(values))
-        cells.append(middle if low == high else f"{middle} ({low} to {high})")
+        cells.append((middle if low == high else f"{middle} ({low} to {high})") + clocked(seconds, method))
     return (f"{found['words']} ({found['budget']})", *cells)
-
-
-def seconds_row(found: dict) -> tuple:
-    """A problem's CPU seconds: medians over seeds, as multiples of the run without jumps."""
-    columns = (*METHODS[:-1], WHOLE, METHODS[-1])
-
-    def taken(method: str) -> float:
-        return median(one["seconds"] for one in found["rows"][method]["runs"])
-
-    alone = taken("none")
-    cells = [f"{taken(method) / alone:.2g}" if method in found["rows"] else "" for method in columns[1:]]
-    return (found["words"], f"{alone:.2g} s", *cells)
 
 
 def ahead(found: dict) -> list[str]:
@@ -168,16 +198,15 @@ def verdict(results: dict[str, dict]) -> str:
 
 
 def table_of(results: dict[str, dict]) -> str:
-    """The tables, in Markdown."""
+    """The table, in Markdown."""
+    seconds = json.loads(SECONDS.read_text())["problems"]
     names = [HEADS.get(method, method) for method in (*METHODS[:-1], WHOLE, METHODS[-1])]
-    gaps_table = pages.markdown(("full batch (gradients)", *names), [row(one) for one in results.values()])
-    costs = pages.markdown(
-        ("CPU seconds, of no jumps' (first column)", *names), [seconds_row(one) for one in results.values()]
-    )
+    rows = [row(one, seconds[name]) for name, one in results.items()]
+    gaps_table = pages.markdown(("full batch (gradients): gap · time", *names), rows)
     env = [one["environment"] for one in results.values()]
     commits = dict.fromkeys(f"{(e['commit'] or 'unknown')[:10]}{' with changes' * bool(e['dirty'])}" for e in env)
     measured = f"Measured on: {env[0]['processor']}, one thread; commit {', '.join(commits)}; {env[0]['date']}."
-    return "\n\n".join([gaps_table, costs, measured])
+    return "\n\n".join([gaps_table, measured])
 
 
 def table(options: argparse.Namespace) -> None:
