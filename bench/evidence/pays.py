@@ -1,16 +1,20 @@
-"""Does a Koopman phase pay? The evidence on real MNIST, in the report's network and optimizer, five seeds.
+"""Does a Koopman phase pay? All of the evidence, noisy and smooth, five seeds.
 
-    python -m bench pays run            # about 75 minutes on two cores; needs FASTKOOP_DATA_DIR or --data-dir
-    python -m bench pays run report     # one part of it: sweep, report, phases, tried or momentum
-    python -m bench pays table
+    python -m bench pays run            # two hours on two cores; needs FASTKOOP_DATA_DIR or --data-dir
+    python -m bench pays run report     # the parts whose names begin so
+    python -m bench pays table          # its page, the guide's and the README's verdict
+
+Noisy: real MNIST, in the report's network and optimizer.
 
 - sweep: settings x partitions on the same recordings, T = 1, 2, 5 and 10 epochs, 10 000 validation images;
 - report: the recommended settings in the report's exact setting (60 000 images, 1876 iterates), baselines beside them;
 - phases: a whole run with several phases, against the optimizer alone and its averages;
 - tried: other options and recordings, again chosen by validation;
-- momentum: velocities among the observables, or not.
+- momentum: velocities among the observables, or not;
+- candidates: mean and line among a jump's ends, and jumps that the forecast gates.
 
-Results go into bench/results/pays/.
+Smooth, and in between: the benchmarks smooth, replaced, by-phases, noise and forecast as parts of those names.
+Results go into bench/results/pays/ and bench/results/smooth/.
 """
 
 from __future__ import annotations
@@ -26,6 +30,10 @@ import numpy as np
 from bench import RESULTS
 from bench.common import pages
 from bench.common.pages import keep_json, markdown
+from bench.evidence import candidates, when
+from bench.evidence.smooth import noise, replaced, rule
+from bench.evidence.smooth import phases as by_phases
+from bench.evidence.smooth import run as smooth
 from fastkoop.checks import InputError
 from fastkoop.experiments import phases, verdict
 from fastkoop.experiments.paired import Paired, paired
@@ -39,27 +47,27 @@ GRID = (
     "observables=identity,affine"
 )
 RATHER = "partition=network;window={};stabilize=0.875,project;observables=affine;cutoff=array_api,rank:1,rank:2,rank:8"
-COMMON = ["--dataset", "mnist", "--t1", "3", "--t2", "5", "--seeds", "5"]
-JOBS = {
-    "sweep": [*COMMON, "--T", "10", "--validation", "10000", "--sweep", "--grid", GRID],
+COMMON = ["--problem", "mnist", "--t1", "3", "--t2", "5", "--seeds", "5"]
+JOBS = {  # name -> a command of fastkoop and its options
+    "sweep": ["sweep", *COMMON, "--T", "10", "--validation", "10000", "--grid", GRID],
     **{
-        f"report-{partition}": [*COMMON, "--T", "2", "--recommended", "--partition", partition, "--eval-every", "156"]
+        f"report-{partition}": ["compare", *COMMON, "--T", "2", "--preset", "noisy", "--partition", partition,
+                                "--eval-every", "156"]
         for partition in PARTITIONS
     },
     **{
-        f"phases-{name}": ["--dataset", "mnist", "--t1", "2", "--t2", "4", "--T", "2", "--phases", "4", "--seeds", "5",
-                           "--validation", "10000", "--partition", "network", *options]
+        f"phases-{name}": ["phases", "--problem", "mnist", "--t1", "2", "--t2", "4", "--T", "2", "--phases", "4",
+                           "--seeds", "5", "--validation", "10000", "--partition", "network", *options]
         for name, options in {
-            "recommended": ["--recommended", "--line", "0.333"],
-            "guarded": ["--recommended", "--horizon", "auto"],
+            "recommended": ["--preset", "noisy", "--line", "0.333"],
+            "guarded": ["--preset", "noisy", "--horizon", "auto"],
             "published": ["--cutoff", "jax"],
             "sgd": ["--optimizer", "sgd", "--lr", "0.01", "--observables", "affine", "--stabilize", "project",
                     "--window", "195", "--line", "2"],
         }.items()
     },
     **{
-        f"tried-{name}": ["--dataset", "mnist", "--T", "2", "--seeds", "5", "--validation", "10000", "--sweep",
-                          *options]
+        f"tried-{name}": ["sweep", "--problem", "mnist", "--T", "2", "--seeds", "5", "--validation", "10000", *options]
         for name, options in {
             "options": ["--t1", "3", "--t2", "5", "--grid", "partition=layer,network;window=20,130;stabilize=project;"
                         "observables=affine;cutoff=array_api,svht,energy:0.99,rank:2,rank:8"],
@@ -74,10 +82,15 @@ JOBS = {
         }.items()
     },
     **{
-        f"momentum-{name}": [*COMMON, "--T", "2", "--partition", "layer", "--optimizer", "momentum", "--eval-every",
-                             "156", "--window", "130", "--stabilize", "0.98", "--observables", observables]
+        f"momentum-{name}": ["compare", *COMMON, "--T", "2", "--partition", "layer", "--optimizer", "momentum",
+                             "--eval-every", "156", "--window", "130", "--stabilize", "0.98",
+                             "--observables", observables]
         for name, observables in {"without": "affine", "with": "affine,momentum"}.items()
     },
+}  # fmt: skip
+PARTS = {
+    "candidates": candidates.run, "smooth": smooth.run, "replaced": replaced.run, "by-phases": by_phases.run,
+    "noise": noise.run, "forecast": rule.run,
 }  # fmt: skip
 SHOWN = (  # settings of the sweep that the page shows: cutoff, stabilize, observables, window, what they are
     ("array_api", None, "identity", 1, "published, `array_api`"),
@@ -109,14 +122,24 @@ PHASES = {
 }
 
 
-def run(options: argparse.Namespace) -> None:
-    """Run jobs one after another, each in a process of its own."""
-    names = [name for name in JOBS if not options.names or any(map(name.startswith, options.names))]
-    if not names:
-        raise InputError(f"job: expected the beginning of one of {', '.join(JOBS)}, got {options.names[0]!r}")
+def chosen(names: list[str]) -> list[str]:
+    """Jobs and parts that begin with one of the names; all if there are none."""
+    known = (*JOBS, *PARTS)
     for name in names:
+        if not any(job.startswith(name) for job in known):
+            raise InputError(f"job: expected the beginning of one of {', '.join(known)}, got {name!r}")
+    return [job for job in known if not names or any(map(job.startswith, names))]
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run jobs one after another, each in a process of its own, and parts."""
+    for name in chosen(options.names):
         print(f"== {name}", flush=True)
-        command = [sys.executable, "-m", "fastkoop.cli", "compare", *JOBS[name], "--out", str(FOLDER / name)]
+        if name in PARTS:
+            PARTS[name](argparse.Namespace(names=[], data_dir=options.data_dir, seeds=5))
+            continue
+        verb, *words = JOBS[name]
+        command = [sys.executable, "-m", "fastkoop.cli", verb, *words, "--out", str(FOLDER / name)]
         subprocess.run([*command, *(["--data-dir", options.data_dir] if options.data_dir else [])], check=True)
         keep_json(FOLDER / name)
 
@@ -276,6 +299,7 @@ def phases_table() -> str:
 
 TABLES = {
     "settings": settings_table, "baselines": baselines_table, "tried": tried_table, "phases": phases_table,
+    "candidates": candidates.table_of,
 }  # fmt: skip
 
 
@@ -283,3 +307,4 @@ def table(options: argparse.Namespace) -> None:
     """Write the page."""
     for part, text in TABLES.items():
         pages.update("pays", text(), part)
+    when.write()

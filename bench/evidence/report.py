@@ -35,7 +35,7 @@ SETTINGS = {
     "quasi-node-100-T1-jax": ["--partition", "quasi-node", "--q", "100", "--T", "1", "--cutoff", "jax"],
     "network-T1-jax": ["--partition", "network", "--T", "1", "--cutoff", "jax"],
 }
-COMMON = ["--dataset", "mnist", "--t1", "3", "--t2", "5", "--eval-every", "5"]
+COMMON = ["--problem", "mnist", "--t1", "3", "--t2", "5", "--eval-every", "5"]
 
 # what the report's figures show (read off the plots): loss along the phase, and milliseconds a step
 REPORT = {

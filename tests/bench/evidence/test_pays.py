@@ -7,8 +7,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import typer  # noqa: E402
+
 from bench.common import pages  # noqa: E402
-from bench.evidence import pays  # noqa: E402
+from bench.evidence import pays, report  # noqa: E402
+from fastkoop import cli  # noqa: E402
+from fastkoop.checks import InputError  # noqa: E402
 from fastkoop.experiments import phases  # noqa: E402
 from fastkoop.experiments.paired import paired  # noqa: E402
 from fastkoop.experiments.sweep import baseline, best_baseline, never_diverges, ranking  # noqa: E402
@@ -34,6 +38,24 @@ def test_every_job_is_complete_with_its_seeds_alone():
         (path,) = (pays.FOLDER / name).iterdir()  # nothing that the command draws again
         results = json.loads(path.read_text())
         assert results["complete"] and results["config"]["seeds"] == 5 and results["config"]["dataset"] == "mnist"
+
+
+def test_jobs_are_commands_as_they_are_called_today():
+    """Every option is one of its command's, and none is kept for old times' sake."""
+    commands = typer.main.get_command(cli.app).commands
+    for words in [*pays.JOBS.values(), *(["compare", *report.COMMON, *more] for more in report.SETTINGS.values())]:
+        command, options = commands[words[0]], {word for word in words[1:] if word.startswith("--")}
+        shown = {name for option in command.params if not option.hidden for name in option.opts}
+        assert options <= shown and "--dataset" not in options
+        command.make_context(words[0], words[1:])
+
+
+def test_parts_are_chosen_by_how_their_names_begin():
+    assert pays.chosen(["report"]) == ["report-node", "report-layer", "report-network"]
+    assert pays.chosen(["smooth", "noise"]) == ["smooth", "noise"]
+    assert set(pays.chosen([])) == {*pays.JOBS, *pays.PARTS} >= {"smooth", "candidates"}
+    with pytest.raises(InputError, match=r"^job: expected the beginning of one of sweep, .*, forecast, got 'rep0rt'"):
+        pays.chosen(["report", "rep0rt"])
 
 
 def test_recommended_settings_never_diverge():
