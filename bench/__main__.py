@@ -84,6 +84,12 @@ BENCHMARKS = {
         "evidence.smooth.rule", "the forecast's rule on recordings that did not choose it",
         ("names", "--data-dir", "--seeds"),
     ),
+    "calibration": Benchmark(
+        "evidence.smooth.calibration", "what the forecast's rule was chosen on: 55 other settings", ("--data-dir",)
+    ),
+    "costs": Benchmark(
+        "evidence.costs", "forecast, gate, limit and jump beside the fit: time and memory", ("--rounds",)
+    ),
     "oscillator": Benchmark("evidence.oscillator", "the paper's first experiment, 25 networks"),
     "monitor": Benchmark("evidence.monitor", "the spectrum of training, watched: cost, convergence, late generalising"),
     "pruning": Benchmark(

@@ -17,6 +17,7 @@ SHARED = {
     "phases": "smooth",
     "replaced": "smooth",
     "noise": "forecast",
+    "calibration": "forecast",
     "frameworks": "training",
 }  # pages by other names
 

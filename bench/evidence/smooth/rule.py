@@ -79,8 +79,13 @@ def judged(problem: problems.Problem, w: np.ndarray, states: np.ndarray, candida
 
 
 def measure(words: str, seed: int) -> list[dict]:
+    """The recordings of a setting's run."""
+    return along(SETTINGS[words], seed)
+
+
+def along(setting: Callable, seed: int) -> list[dict]:
     """The recordings along one run, which jumps after each where the guard likes it."""
-    problem, step, window = SETTINGS[words](seed)
+    problem, step, window = setting(seed)
     w, found = problem.start, []
     for _ in range(RECORDINGS):
         for _ in range(BETWEEN):

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from bench.common import pages  # noqa: E402
-from bench.evidence.smooth import methods, noise, rule  # noqa: E402
+from bench.evidence.smooth import calibration, methods, noise, rule  # noqa: E402
 from fastkoop.forecast import RULE  # noqa: E402
 
 
@@ -64,6 +64,21 @@ def test_the_page_s_sentences_on_what_is_judged_poorly(judged):
     assert found["MNIST MLP, GD lr 0.1"]["pays"] == pytest.approx(1 / 3, abs=0.02)
     assert found["MNIST MLP, GD lr 0.1"]["pays given yes"] == pytest.approx(1 / 3, abs=0.02)
     assert every["accuracy"] > max(every["pays"], 1 - every["pays"])
+
+
+def test_the_rule_was_chosen_on_other_settings(judged):
+    chosen = json.loads(calibration.FILE.read_text())
+    assert pages.shown("forecast", "calibration") == calibration.table_of(chosen)
+    settings = [words for kind in chosen["kinds"].values() for words in kind]
+    assert len(settings) == 55 and not set(settings) & set(judged["settings"])
+    assert chosen["seeds"] == [100, 101, 102]  # others than those that are judged, too
+    found = {bound: calibration.shares(chosen, bound) for bound in calibration.BOUNDS}
+    assert all(one["yes"] + one["no"] == 1320 for one in found.values())
+    here = found[RULE.apart]
+    assert here["pays given yes"] == pytest.approx(0.9, abs=0.02) and here["accuracy"] > found[0.15]["accuracy"]
+    before, now = (calibration.shares(chosen, bound, ["classifying networks"]) for bound in (np.inf, RULE.apart))
+    assert now["accuracy"] < before["accuracy"] and now["pays given yes"] > before["pays given yes"]
+    assert here["pays given yes"] > found[0.5]["pays given yes"] > found[np.inf]["pays given yes"]
 
 
 def test_the_verdicts_are_the_library_s_rule(judged):
