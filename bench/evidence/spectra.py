@@ -1,6 +1,8 @@
-"""Spectra of training runs: the published comparisons again, from the eigenvalues that their authors publish.
+"""Spectra of training runs: the published comparisons again, from published eigenvalues and from training of our own.
 
-    python -m bench spectra run      # needs FASTKOOP_REDMAN_DIR or --redman-dir: the authors' *_eigs.npy files
+    python -m bench spectra run published    # needs FASTKOOP_REDMAN_DIR or --redman-dir: the authors' *_eigs.npy files
+    python -m bench spectra run retrained --seeds 25    # FASTKOOP_DATA_DIR; goes on where it stopped
+    python -m bench spectra run cost         # a pooled fit and distances against the published way; an idle machine
     python -m bench spectra table
 
 W. T. Redman et al., "Identifying Equivalent Training Dynamics", NeurIPS 2024, arXiv 2302.09160.
@@ -14,11 +16,14 @@ import os
 import pathlib
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from bench import PAGES, RESULTS
 from bench.common import origin, pages
+from bench.evidence import pooled_cost, retraining
 from fastkoop import spectra
 from fastkoop.checks import InputError
+from fastkoop.experiments.problems.mnist_files import DATA_DIR
 from fastkoop.files import write_json
 from fastkoop.profile.devices import Host
 
@@ -58,6 +63,16 @@ def networks(there: pathlib.Path) -> dict[str, dict]:
     return rows
 
 
+def repeated(there: pathlib.Path) -> dict[str, list[list[int]]]:
+    """Pairs of seeds whose published spectra are the same number for number, by width."""
+    found = {}
+    for width in WIDTHS:
+        values = np.sort(np.load(there / f"Koopman_eigenvalues_FCN_MNIST_h={width}.npy"), axis=1)
+        same = (values[:, None] == values[None]).all(axis=2)
+        found[str(width)] = np.argwhere(np.triu(same, 1)).tolist()
+    return found
+
+
 def methods(there: pathlib.Path) -> dict[str, float]:
     """Distances between three methods on one problem."""
     sets = {name: np.load(there / f"{name}_eigs.npy") for name in METHODS}
@@ -65,19 +80,43 @@ def methods(there: pathlib.Path) -> dict[str, float]:
     return {f"{a}-{b}": float(spectra.distance(sets[a], sets[b])) for a, b in pairs}
 
 
-def run(options: argparse.Namespace) -> None:
-    """Compute, write the JSON and draw the picture."""
+def published(options: argparse.Namespace) -> None:
+    """Compute from the published eigenvalues, write the JSON and draw the picture."""
     there = folder(options.redman_dir)
-    FOLDER.mkdir(parents=True, exist_ok=True)
     results = {
         "environment": origin.environment(Host()), "permutations": PERMUTATIONS, "networks": networks(there),
-        "methods": methods(there),
+        "methods": methods(there), "repeated": repeated(there),
     }  # fmt: skip
     write_json(FOLDER / "published.json", results)
 
 
+def retrained(options: argparse.Namespace) -> None:
+    """Train the published networks again, in the same widths and at other learning rates."""
+    with threadpool_limits(1):
+        retraining.measure(
+            FOLDER / "retrained.json", retraining.CLASSES | retraining.RATES, options.seeds or retraining.SEEDS
+        )
+
+
+def cost(options: argparse.Namespace) -> None:
+    """Time a pooled fit and distances."""
+    write_json(FOLDER / "cost.json", {"environment": origin.environment(Host()), **pooled_cost.measure()})
+
+
+PARTS = {"published": published, "retrained": retrained, "cost": cost}
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run parts."""
+    if options.data_dir:
+        os.environ[DATA_DIR] = options.data_dir
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in pages.select(options.names, PARTS, "part"):
+        PARTS[name](options)
+
+
 def table_of() -> str:
-    """Both tables, in Markdown."""
+    """Both tables of the published eigenvalues, in Markdown."""
     results = json.loads((FOLDER / "published.json").read_text())
     heads = (
         "hidden units", "the paper: mean over seeds", "here", "all pairs between", "within", "1-NN",
@@ -102,3 +141,5 @@ def table_of() -> str:
 def table(options: argparse.Namespace) -> None:
     """Write the page."""
     pages.update("spectra", table_of())
+    pages.update("spectra", retraining.table_of(FOLDER / "retrained.json", PRINTED), "retrained")
+    pages.update("spectra", pooled_cost.table_of(FOLDER / "cost.json"), "cost")
