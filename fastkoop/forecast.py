@@ -254,6 +254,5 @@ class Forecasting(Reports):
     @functools.cached_property
     @in_scope
     def _overshoots(self):
-        values = self.backend.eigenvalues(self._lifted.factors)
         counts = self._xp.maximum(self._published.rank, 1)
-        return self._known((values.real < BELOW).sum(axis=1) / counts)
+        return self._known((self._eigenvalues.real < BELOW).sum(axis=1) / counts)

@@ -103,8 +103,13 @@ class Reports:
     @functools.cached_property
     @in_scope
     def _radii(self):
-        values = self._xp.abs(self.backend.eigenvalues(self._lifted.factors))
+        values = self._xp.abs(self._eigenvalues)
         return self._known(values.max(axis=1) if values.shape[1] else self._xp.zeros(len(values)))
+
+    @functools.cached_property
+    def _eigenvalues(self):
+        """Eigenvalues (B, r) complex, after clipping, zeros past a block's rank; what reads them shares them."""
+        return self.backend.eigenvalues(self._lifted.factors)
 
     def _known(self, values):
         """The same, NaN in blocks that were not finite."""

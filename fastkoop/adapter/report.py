@@ -52,10 +52,19 @@ class LayerReport:
         """Largest modulus of an eigenvalue over the blocks; computed when read."""
         return max((float(op.spectral_radius.max()) for op in self.operators), default=0.0)
 
+    @property
+    def overshoot(self) -> float:
+        """Largest share of eigenvalues with a real part below -0.5 over the blocks, see `KoopmanOperator.overshoot`.
+
+        A warning: steps overshoot, and a jump may land where the learning rate no longer suits.
+        """
+        return max((float(op.overshoot.max()) for op in self.operators), default=0.0)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and words, ready for JSON; None for what is not finite."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "operators"}
-        return _plain({**values, "rank": list(self.rank), "spectral_radius": self.spectral_radius})
+        spectrum = {"spectral_radius": self.spectral_radius, "overshoot": self.overshoot}
+        return _plain({**values, "rank": list(self.rank), **spectrum})
 
 
 @dataclass

@@ -45,6 +45,8 @@ def test_report_says_what_the_operators_are():
         assert layer.rank == (min(ranks), np.median(ranks), max(ranks))
         assert (layer.granularity, layer.blocks, layer.weights) == ("node", len(units), units.size)
         assert layer.spectral_radius == pytest.approx(max(radii), rel=1e-6)
+        shares = [float(op.overshoot.max()) for op in layer.operators]
+        assert layer.overshoot == layer.as_dict()["overshoot"] == max(shares) and 0 <= layer.overshoot <= 1
         assert layer.residual == pytest.approx(np.sort(residuals)[(len(residuals) - 1) // 2], rel=1e-4, abs=1e-6)
     lines = str(report).splitlines()
     assert lines[0].startswith("jump over 3 steps in")
