@@ -103,8 +103,9 @@ def verdict() -> str:
         "- **Yes: smooth training**, full batches below the stability limit. Digits softmax regression, 800 gradients: "
         f"{digits['Koopman']} from the optimum with jumps, {digits['none']} without. But L-BFGS, where you can use it, "
         f"is ahead on {_ahead(results, 'L-BFGS')} such problems.",
-        f"- **No: noisy mini-batches.** In batches of {min(sweep)} a jump on a line ends at {least['line']:.2g}, an "
-        f"operator's at {least['Koopman']:.2g}; on MNIST with AdaDelta a moving average, nearly free, does as well.",
+        f"- **No: noisy mini-batches.** In batches of {min(sweep)} a jump on a line ends {least['line']:.2g} from the "
+        f"optimum, an operator's {least['Koopman']:.2g}; on MNIST with AdaDelta a moving average, "
+        "nearly free, does as well.",
         f"- **Ask first**: `phase.forecast()`, which reads the recording alone, was right on {accuracy} of {count} "
         "recordings. And use a guard: an operator that diverges destroys the model.",
     ])  # fmt: skip
