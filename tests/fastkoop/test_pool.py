@@ -122,10 +122,13 @@ def test_triangles_stand_in_for_many_pairs(rng, monkeypatch):
     assert all(a is b for a, b in zip(pooled.condensed(*few), few, strict=True))  # as they are
 
 
-def test_large_pools_take_half_a_gram_matrix_and_few_pairs(rng):
-    """More rows than the kernels take, a rank that iterations find."""
+def test_large_pools_take_half_a_gram_matrix_and_few_products(rng, monkeypatch):
+    """More rows than the kernels take."""
+    taken, large = [], pooled._large
+    monkeypatch.setattr(pooled, "_large", lambda *args: taken.append(args) or large(*args))
     Xs = trajectories(rng, 70, (90, 120))
     op = fk.fit(Xs, observables=fk.Delay(2), cutoff=fk.Rank(5))
+    assert len(taken) == 1
     F, Fp, last = stacked(Xs, 2)
     expected = dense(F, Fp, last, 3, ("rank", 5))[:70]
     np.testing.assert_allclose(op.predict(3), expected, rtol=0, atol=1e-8)
