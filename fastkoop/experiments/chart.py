@@ -154,7 +154,7 @@ def _axes(x: Axis, y: Axis, size: tuple[int, int]) -> str:
         parts.append(f'<line x1="{LEFT}" x2="{width - RIGHT}" y1="{place:.1f}" y2="{place:.1f}" class="grid"/>'
                      f'<text x="{LEFT - 8}" y="{place:.1f}" dy=".35em" text-anchor="end">{value:.4g}'
                      "</text>")  # fmt: skip
-    for value in x.ticks:
+    for value in x.ticks if width == WIDE[0] or len(x.ticks) < 5 else x.ticks[::2]:
         place = LEFT + (width - LEFT - RIGHT) * x.share(value)
         anchor = "end" if place > width - RIGHT - 20 else "middle"
         parts.append(f'<text x="{place:.1f}" y="{height - BOTTOM + 26}" text-anchor="{anchor}">{value:g}</text>')

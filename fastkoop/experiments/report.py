@@ -120,7 +120,11 @@ def page(results: dict) -> str:
 
 def _setting(results: dict) -> str:
     config, machine = results["config"], results["machine"]
-    said = [f"{name} {value}" for name, value in config.items() if value is not None and name not in IN_TITLE]
+    said = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in config.items()
+        if value is not None and name not in IN_TITLE
+    ]
     versions = machine.get("versions", {})
     place = [machine.get("processor"), f"{machine.get('cores')} cores"]
     place += [f"{name} {versions[name]}" for name in ("fastkoop", "torch", "numpy") if name in versions]
