@@ -63,7 +63,7 @@ BENCHMARKS = {
         ("names", "--data-dir", "--rounds", "--repeat"),
     ),
     "report": Benchmark("evidence.report", "the report's experiment on MNIST", ("names", "--data-dir")),
-    "pays": Benchmark("evidence.pays", "when a phase pays: noisy training on MNIST", ("names", "--data-dir")),
+    "pays": Benchmark("evidence.pays", "when a phase pays: all evidence, noisy and smooth", ("names", "--data-dir")),
     "smooth": Benchmark(
         "evidence.smooth.run", "full-batch training: gap to the optimum at equal gradients",
         ("names", "--data-dir", "--seeds"), ("run", "clock", "table"),
