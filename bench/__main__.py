@@ -90,6 +90,10 @@ BENCHMARKS = {
     "costs": Benchmark(
         "evidence.costs", "forecast, gate, limit and jump beside the fit: time and memory", ("--rounds",)
     ),
+    "safety": Benchmark(
+        "evidence.safety.run", "schedules without a guard, and where guarded jumps end",
+        ("names", "--data-dir", "--seeds"),
+    ),
     "oscillator": Benchmark("evidence.oscillator", "the paper's first experiment, 25 networks"),
     "monitor": Benchmark("evidence.monitor", "the spectrum of training, watched: cost, convergence, late generalising"),
     "pruning": Benchmark(
