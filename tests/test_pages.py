@@ -65,6 +65,13 @@ def test_the_readme_is_read_to_its_end():
     assert len(text.encode()) <= 9 * 1024
 
 
+@pytest.mark.parametrize("name", ["frameworks", "lightning", "huggingface", "accelerate"])
+def test_a_framework_s_page_has_at_most_40_lines_and_an_example_that_runs(name):
+    text = (ROOT / "fastkoop" / "guide" / f"{name}.md").read_text()
+    assert len(text.splitlines()) <= 40
+    assert ">>> koopman = Koopman(" in text or ">>> callback = KoopmanCallback(" in text
+
+
 def test_the_verdict_is_what_the_pages_say():
     text, guide = (page.read_text() for page in (README, ROOT / "fastkoop" / "guide" / "pays.md"))
     begin, end = "<!-- verdict:begin -->", "<!-- verdict:end -->"
