@@ -140,8 +140,9 @@ class Forecasting(Reports):
     def forecast(self, split: float = SPLIT) -> Forecast:
         """Whether an operator with these options, fitted to the first part of the snapshots, predicts the last one.
 
-        A recording of a deterministic map with several slow modes says yes, one of noise no. Cheap beside the fit:
-        tall blocks take a corner of their Gram matrix, and most errors are read off it.
+        And whether it leads where this operator leads, four recordings ahead, see `Rule`. A recording of a smooth map
+        with several slow modes says yes, one of noise no. It takes a fit of the first part, of the corner of a tall
+        block's Gram matrix where that suffices: 0.5 to 1.4 times the fit's time (bench/pages/costs.md).
 
         Args:
             split: the share of the snapshots in the first part, between 0 and 1.

@@ -324,11 +324,13 @@ class KoopmanPhase:
 
         Operators are fitted to the first two thirds of the snapshots and predict the last one; their error, in units of
         what moved meanwhile, is compared with the errors of staying, of the mean, of a line and of a secant. It pays
-        below half of the best of these and below 0.3. Recordings too short to split do not pay.
+        below half of the best of these and below 0.3, if these operators and those of the whole recording agree four
+        recordings ahead (`fastkoop.forecast.Rule`). Recordings too short to split do not pay.
 
         Returns:
-            A mapping of layer -> Forecast with the arrays `error`, `baseline` and `pays`, one entry a block, and
-            `overall`, the same three as plain numbers, of the layer's blocks together; its own `overall` is of all.
+            A mapping of layer -> Forecast with the arrays `error`, `baseline`, `pays` and `apart`, one entry a block,
+            and `overall`, the first three as plain numbers, of the layer's blocks together; its own `overall` is of
+            all.
         """
         return forecasts(self.parts, self.fits, self.position)
 
