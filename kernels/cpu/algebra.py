@@ -50,7 +50,7 @@ def trace(S, n):
     return total
 
 
-@jit_inlined
+@jit
 def triage_block(size, last, flat, start, time_stride, stride, n, columns):
     """`triage` by the data itself where the sums cannot tell: squares of finite numbers overflow, or vanish."""
     if triage(size, last) == EIGEN:
@@ -75,7 +75,7 @@ def normalize(S, rows, columns, size):
     return unit
 
 
-@jit_inlined
+@jit
 def certified(S, n, kind, value, digits, scale, resolution, R):
     """Prove from the Gram matrix S that every singular value counts and that the Gram route resolves it.
 

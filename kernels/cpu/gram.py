@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from .dense import axpy, clear_rows, copy_rows, dot, matvec
-from .jit import jit, jit_inlined, kernel
+from .jit import jit, kernel
 from .scratch import matrix, tile_of, vector
 from .simd import MICRO, MICRO_LANES, add_products, address_of, clear, copy, lanes, prefetch, turn4
 
@@ -138,7 +138,7 @@ def mirror(S, n):
             S[i, j] = S[j, i]
 
 
-@jit_inlined
+@jit
 def gram_snapshots(flat, start, time_stride, stride, n, columns, ahead, tile, S):
     """Upper triangle of S = X^T X over n weights; S and tile have padded(columns) rows.
 
@@ -154,7 +154,7 @@ def gram_snapshots(flat, start, time_stride, stride, n, columns, ahead, tile, S)
         products(tile, NOTHING, tile, padded(columns), lanes(width), YES, S, following)
 
 
-@jit_inlined
+@jit
 def gram_weights(flat, start, time_stride, stride, n, m, columns, cross, ahead, tile, C, D):
     """Upper triangle of C = F F^T over m of `columns` snapshots, and D = Fp F^T if `cross`.
 
