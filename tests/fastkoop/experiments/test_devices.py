@@ -19,7 +19,7 @@ from fastkoop.experiments.problems.checked import CheckedProblem  # noqa: E402
 THERE = torch.device("cuda")
 
 
-class Cuda:
+class StandIn:
     """Events that note in `calls` what is asked of them, 0.25 s apart; `over`: whether the device has passed them."""
 
     def __init__(self, over=False):
@@ -46,7 +46,7 @@ class Cuda:
 
 def test_times_on_a_device_are_those_between_its_events():
     """A step waits for nothing, its end is waited for afterwards."""
-    cuda = Cuda()
+    cuda = StandIn()
     watch = Stopwatch(THERE, cuda)
     assert watch.time(lambda: cuda.calls.append("step")) == (None, 0.25)
     assert cuda.calls == ["record", "step", "record", "wait"]
@@ -54,7 +54,7 @@ def test_times_on_a_device_are_those_between_its_events():
 
 @pytest.mark.parametrize("over", [False, True])
 def test_an_account_waits_once_and_only_where_it_is_read(over):
-    cuda = Cuda(over)
+    cuda = StandIn(over)
     account = Account(THERE, cuda)
     for _ in range(3):
         with account:
@@ -66,7 +66,7 @@ def test_an_account_waits_once_and_only_where_it_is_read(over):
 
 @pytest.mark.parametrize("make", [Mean, Moving, Line])
 def test_averages_are_timed_by_events(make, monkeypatch):
-    cuda = Cuda()
+    cuda = StandIn()
     monkeypatch.setattr("fastkoop.experiments.averages.Account", lambda device: Account(THERE, cuda))
     model, average = nn.Linear(3, 2), make()
     assert average.seconds == 0.0
