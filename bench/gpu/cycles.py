@@ -91,7 +91,8 @@ def cycles(version: dict, case: Case) -> dict:
     turns = counts(n, case.m, truncated)
     one = predictions.batch(n, case.m, case.gpu_blocks or blocks, case.steps)
     code = version["kernels"][one["kernel"]]
-    stages = {**code["stages"], **(version["kernels"]["solve"]["stages"] if truncated else {})}
+    solve = next(code for name, code in version["kernels"].items() if name.startswith("solve"))
+    stages = {**code["stages"], **(solve["stages"] if truncated else {})}
     by_stage = {name: sum(each * turns[unit] for unit, each in parts.items()) for name, parts in stages.items()}
     if truncated:  # the certificate fails in its first panel or column, and nothing is reconstructed here
         by_stage = {name: cost for name, cost in by_stage.items() if name not in version["not when truncated"]}

@@ -20,7 +20,9 @@ from ..plan import plan as cpu_plan
 from . import library as cuda_library
 from .driver import Driver, driver_for
 from .launch import (
+    CERTIFY_SLOTS,
     ORDER,
+    SOLVE_HELD,
     STATES,
     TILE_ROWS,
     Device,
@@ -33,6 +35,7 @@ from .launch import (
     shape_of,
     small_launch,
     solve_bytes,
+    solve_held,
     sum_kind,
     takes,
     tile_rows,
@@ -63,7 +66,8 @@ STRIP_NUMBERS = 1 << 14  # that a CTA records
 
 def instances(device: Device) -> list[str]:
     """Name expressions of every kernel that can be launched on a device of this kind."""
-    names = ["add_parts", "certify", "solve", "write_counts", "evolve"]
+    names = ["add_parts", "write_counts", "evolve", *(f"certify<{slots}>" for slots in CERTIFY_SLOTS)]
+    names += [f"solve<{held}>" for held in SOLVE_HELD]
     for dtype, data in NAMES.items():
         kind = sum_kind(dtype, device)
         tiled = [f"{data}, fastkoop::{kind}, {R}" for R in TILE_ROWS]
@@ -219,10 +223,10 @@ class Cuda:
         factors.route[unresolved], factors.edge[unresolved] = UNRESOLVED, True
         return factors
 
-    def _allocate(self, B: int, n: int, m: int, route=None) -> Factors:
-        """Uninitialised factors; the three reports are columns of one array."""
+    def _allocate(self, B: int, n: int, m: int, route=None, steps: int | None = None) -> Factors:
+        """Uninitialised factors; the three reports are columns of one array. One step needs no operator."""
         xp, order = self.xp, min(n, m)
-        basis, operator = xp.empty((B, order, order)), xp.empty((B, order, order))
+        basis, operator = xp.empty((B, order, order)), None if steps == 1 else xp.empty((B, order, order))
         readout = xp.empty((B, order, order)) if n <= m else basis
         route = xp.empty(B, np.int8) if route is None else route
         return Factors(
@@ -246,7 +250,9 @@ class Cuda:
         how = small_launch(min(n, m), solve_bytes(min(n, m), n <= m))
         problem = self._problem(len(gram), n, m, dtype, cutoff)
         work = np.uint64(self.driver.address(pending))
-        self._launch("fastkoop::solve", len(gram), how, gram, problem, work, self._pointers(factors))
+        self._launch(
+            f"fastkoop::solve<{solve_held(min(n, m))}>", len(gram), how, gram, problem, work, self._pointers(factors)
+        )
 
     def _exactly(self, X, cutoff, factors: Factors, routes: tuple[int, ...], pending=None) -> None:
         """Factors from the data itself of the blocks, all or those on a list, whose route is one of these."""
@@ -313,7 +319,9 @@ class Cuda:
 
     def _contiguous(self, factors: Factors) -> Factors:
         """The same with what `evolve` reads in C order and of the right type, whoever made it."""
-        dtypes = {"readout": "f8", "operator": "f8", "start": "f8", "rank": "i8", "route": "i1"}
+        dtypes = {"readout": "f8", "start": "f8", "rank": "i8", "route": "i1"}
+        if factors.operator is not None:
+            dtypes["operator"] = "f8"
         return factors._replace(
             **{name: self.xp.ascontiguousarray(getattr(factors, name), dtype) for name, dtype in dtypes.items()}
         )
@@ -329,7 +337,7 @@ class Cuda:
             count = min(64, len(steps) - first)
             some["at"][:count] = steps[first : first + count]
             self.driver.launch(
-                "fastkoop::write_counts", (1, 1), 64, 0, (some, np.int32(first), np.int32(count), counts)
+                "fastkoop::write_counts", (1, 1), 32, 0, (some, np.int32(first), np.int32(count), counts)
             )
         return counts
 
@@ -414,7 +422,7 @@ class Cuda:
         n, m, B = X.shape[-1], len(X) - 1, len(out)
         if not B:
             return
-        wide, factors = n <= m, self._allocate(B, n, m, route)
+        wide, factors = n <= m, self._allocate(B, n, m, route, steps)
         pending, routes = self.xp.zeros(B + 1, np.int32), (SVD,)
         name, how, problem = self._tiled("predict", X, n, m, wide, cutoff)
         if n == 1 and keeps_constant(*Rule(*cutoff).numbers(X.dtype)[:2]):
@@ -442,7 +450,8 @@ class Cuda:
         how = small_launch(order, certify_bytes(order))
         problem = self._problem(B, n, m, X.dtype, cutoff)
         arguments = grams, problem, np.int64(steps), coefficients, factors.route, pending
-        self._launch("fastkoop::certify", B, how, *arguments)
+        slots = next(slots for slots in CERTIFY_SLOTS if order < 32 * slots)
+        self._launch(f"fastkoop::certify<{slots}>", B, how, *arguments)
         self._solve(grams, n, m, cutoff, X.dtype, factors, pending)
         self._exactly(X, cutoff, factors, self._unsettled(X.dtype), pending)
         self.evolve(factors, np.array([steps]), pending, coefficients)

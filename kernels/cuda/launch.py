@@ -16,8 +16,10 @@ from ..plan import LEAST_TRACE, MOST_TRACE, Resolution, resolution
 
 ORDER = 64  # the largest min(n, m) that the CUDA kernels take: 9 tiles of 8 snapshots are what registers hold
 TILE_ROWS = (1, 2, 3, 5, 9)  # instances of the Gram kernels: rows of the Gram matrix in tiles of 8
+SOLVE_HELD = (2, 4, 8)  # instances of `solve`: numbers of a row that one of eight lanes holds
+CERTIFY_SLOTS = (1, 2, 3)  # of `certify`: rows, order + 1 of them, that a lane holds
 INVERSE_LINES = 64  # inverse.cu
-BLOCK_BYTES = 32  # Block in tiles.cuh
+ROOM_BYTES = 56  # Room in tiles.cuh
 STATES = 8  # reconstruct.cu
 RESERVED = 1024  # bytes of shared memory that the system takes of every CTA
 LEAST_TILE = 64  # lines of a tile below which its barriers cost more than they bring
@@ -67,9 +69,19 @@ def square(order: int) -> tuple[int, int]:
     return order * (order | 1), 8
 
 
+def padded(order: int, held: int) -> tuple[int, int]:
+    """The same, rows padded to what `eigenvectors` of dense.cuh holds of them."""
+    return order * (8 * held + 1), 8
+
+
+def solve_held(order: int) -> int:
+    """The instance of `solve` for matrices of this order."""
+    return next((held for held in SOLVE_HELD if order <= 8 * held), max(SOLVE_HELD))
+
+
 def solve_bytes(order: int, wide: bool) -> int:
     """Shared memory of `solve`."""
-    matrices = [square(order)] * (3 if wide else 2)
+    matrices = [padded(order, solve_held(order))] * (3 if wide else 2)
     return bytes_of(*matrices, *[(order, 8)] * 3, (order, 4), (1, 16))
 
 
@@ -110,7 +122,7 @@ class Shape(NamedTuple):
     def shared(self, tile: int) -> int:
         """Bytes for tiles of so many lines."""
         return bytes_of(
-            (1, BLOCK_BYTES), (self.rows * self.pitch(tile), self.itemsize), *self.fixed, (tile * self.per_line, 1)
+            (1, ROOM_BYTES), (self.rows * self.pitch(tile), self.itemsize), *self.fixed, (tile * self.per_line, 1)
         )
 
 
@@ -123,7 +135,8 @@ def shape_of(kernel: str, n: int, m: int, columns: int, wide: bool, itemsize: in
         return Shape(rows, lines, int(wide), itemsize, fixed, 8 if wide else 0)
     if kernel == "gram":
         return Shape(rows, lines, int(wide), itemsize, (square(rows), square(rows), (16, 8)))
-    fixed = (square(order), square(order), (order * INVERSE_LINES, 8), (order, 8), (order, 8))
+    matrix = padded(order, min(tile_rows(order) or 8, 8))
+    fixed = (matrix, matrix, (order * INVERSE_LINES, 8), (order, 8), (order, 8))
     return Shape(rows, lines, 0, itemsize, (*fixed, (16, 8), (order, 4)))
 
 

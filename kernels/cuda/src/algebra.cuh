@@ -66,6 +66,7 @@ __device__ inline double needed_of(const Problem& p, double size, double squares
 struct Scratch {
   double* at;
   int order;
+  __device__ Scratch(double* at, int order) : at(at), order(order) {}
   __device__ Scratch(Shared& shared, int order) : at(shared.take<double>(4 * order + 18)), order(order) {}
   __device__ double* partial() const { return at; }               // two numbers a warp
   __device__ double* ok() const { return at + 16; }               // one
@@ -128,7 +129,7 @@ __device__ inline void multiply(const double* M, int r, int across, const double
 
 // What `solve` and `exact` leave of one block, all in device memory: kernels.Factors, untrimmed (r = order).
 struct Factors {
-  double *basis, *readout, *op, *start;  // (q, r), (q, r), (r, r), (r); basis and readout are the same array if tall
+  double *basis, *readout, *op, *start;  // (q, r), (q, r), (r, r), (r); basis is readout if tall; no op if one step is all
   double* reports;                    // threshold, largest, smallest
   long long* rank;
   signed char *edge, *route;
@@ -137,50 +138,61 @@ struct Factors {
 // Pointers to the block in place `slot` of arrays over many.
 __device__ inline Factors factors_of(const Factors& all, long long slot, int order) {
   const long long square = static_cast<long long>(order) * order;
-  return {all.basis + slot * square, all.readout + slot * square, all.op + slot * square, all.start + slot * order,
-          all.reports + slot * 3,    all.rank + slot,          all.edge + slot,        all.route + slot};
+  return {all.basis + slot * square, all.readout + slot * square, all.op ? all.op + slot * square : nullptr,
+          all.start + slot * order,  all.reports + slot * 3,      all.rank + slot,
+          all.edge + slot,           all.route + slot};
 }
 
 // The reduced operator of a block from the eigenvectors in the rows of Z (see algebra.reduce_snapshots and
 // reduce_weights). squares: by rank, in units of unit^2; place: their rows; project(row): U^T x_last in the
-// block's own units; lifted(i, row): entry i of D z for a wide block, in units of unit^2.
+// block's own units; lifted(i, row): entry i of D z for a wide block, in units of unit^2. inverse: scratch, a number a
+// rank: 1 / s in units of the block, or 1 / s^2 of a wide one.
 template <class Project, class Lifted>
 __device__ void reduce(const Problem& p, int rank, const double* squares, const int* place, const double* Z, int across,
-                       double unit, Project project, Lifted lifted, const Factors& out) {
-  const int order = p.order, thread = threadIdx.x, threads = blockDim.x;
-  for (int r = thread; r < order; r += threads) out.start[r] = r < rank ? project(place[r], squares[r]) : 0.0;
-  for (int at = thread; at < order * order; at += threads) {
-    const int i = at / order, r = at % order;
-    const double* const z = Z + place[r] * across;
-    if (p.wide) {
-      out.basis[at] = r < rank ? z[i] : 0.0;
-      out.readout[at] = r < rank ? lifted(i, place[r]) / squares[r] : 0.0;
-    } else {
-      out.basis[at] = r < rank ? z[i] / sqrt(squares[r]) / unit : 0.0;
-    }
+                       double unit, double* inverse, Project project, Lifted lifted, const Factors& out) {
+  const int order = p.order, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+  for (int r = threadIdx.x; r < order; r += blockDim.x) {
+    inverse[r] = r >= rank ? 0.0 : p.wide ? 1.0 / squares[r] : 1.0 / (sqrt(squares[r]) * unit);
+    out.start[r] = r < rank ? project(place[r], squares[r]) : 0.0;
   }
-  __syncthreads();  // start and readout are read back below
-  for (int at = thread; at < order * order; at += threads) {
-    const int r = at / order, k = at % order;
-    double total = 0.0;
-    if (r < rank && k < rank) {
-      const double *const z = Z + place[r] * across, *const other = Z + place[k] * across;
+  __syncthreads();
+  for (int i = warp; i < order; i += warps)
+    for (int r = lane; r < order; r += WARP) {
+      const int row = place[r];
+      const double z = Z[row * across + i];
       if (p.wide) {
-        for (int i = 0; i < order; ++i) total = fma(z[i], out.readout[i * order + k], total);
-      } else {  // F^T Fp is F^T F a column further on, then F^T x_last
-        for (int j = 0; j + 1 < order; ++j) total = fma(z[j + 1], other[j], total);
-        total = total * sqrt(squares[r]) / sqrt(squares[k]);
-        total += out.start[r] / unit * other[order - 1] / sqrt(squares[k]);
+        out.basis[i * order + r] = r < rank ? z : 0.0;
+        out.readout[i * order + r] = r < rank ? lifted(i, row) * inverse[r] : 0.0;
+      } else {
+        out.basis[i * order + r] = r < rank ? z * inverse[r] : 0.0;
       }
     }
-    out.op[at] = total;
-  }
+  if (!out.op) return;
+  __syncthreads();  // start and readout are read back below
+  for (int r = warp; r < order; r += warps)
+    for (int k = lane; k < order; k += WARP) {
+      double total = 0.0;
+      if (r < rank && k < rank) {
+        const double *const z = Z + place[r] * across, *const other = Z + place[k] * across;
+        if (p.wide) {
+          for (int i = 0; i < order; ++i) total = fma(z[i], out.readout[i * order + k], total);
+        } else {  // F^T Fp is F^T F a column further on, then F^T x_last
+          for (int j = 0; j + 1 < order; ++j) total = fma(z[j + 1], other[j], total);
+          total *= squares[r] * (inverse[r] * unit);
+          total = fma(out.start[r] / unit, other[order - 1], total) * (inverse[k] * unit);
+        }
+      }
+      out.op[r * order + k] = total;
+    }
   __syncthreads();
 }
 
 // Reports of a block without an operator.
 __device__ inline void reduce_nothing(const Problem& p, Route route, const Factors& out) {
-  for (int at = threadIdx.x; at < p.order * p.order; at += blockDim.x) out.basis[at] = out.readout[at] = out.op[at] = 0.0;
+  for (int at = threadIdx.x; at < p.order * p.order; at += blockDim.x) {
+    out.basis[at] = out.readout[at] = 0.0;
+    if (out.op) out.op[at] = 0.0;
+  }
   for (int r = threadIdx.x; r < p.order; r += blockDim.x) out.start[r] = 0.0;
   if (threadIdx.x == 0) {
     out.reports[0] = out.reports[1] = out.reports[2] = 0.0;
@@ -191,12 +203,11 @@ __device__ inline void reduce_nothing(const Problem& p, Route route, const Facto
   __syncthreads();
 }
 
-// By one thread: the reports of a block whose singular values are unit sqrt(squares).
-__device__ inline void report(const Selection& found, Route route, const double* squares, double unit,
-                              const Factors& out) {
+// By one thread: the reports of a block whose singular values are unit roots.
+__device__ inline void report(const Selection& found, Route route, const double* roots, double unit, const Factors& out) {
   out.reports[0] = found.threshold * unit;
-  out.reports[1] = found.rank ? sqrt(squares[0]) * unit : 0.0;
-  out.reports[2] = found.rank ? sqrt(max(squares[found.rank - 1], 0.0)) * unit : 0.0;
+  out.reports[1] = found.rank ? roots[0] * unit : 0.0;
+  out.reports[2] = found.rank ? roots[found.rank - 1] * unit : 0.0;
   *out.rank = found.rank;
   *out.edge = found.edge;
   *out.route = route;

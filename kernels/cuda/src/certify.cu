@@ -6,9 +6,10 @@ namespace fastkoop {
 // `predict` finds them: of snapshots (tall), or the state itself (wide, one step). The others go onto the list
 // `pending`, their route left at EIGEN. For blocks that several CTAs summed.
 //
-// Launch: any number of CTAs, each takes every gridDim.x-th block; whole warps, up to 256 threads. Reads a Gram matrix
-// a block. Shared: two matrices of order + 1, `Scratch`, a vector.
-__global__ void __launch_bounds__(256, 1)
+// Launch: any number of CTAs, each takes every gridDim.x-th block; whole warps, up to 256 threads; order < 32 SLOTS.
+// Reads a Gram matrix a block. Shared: two matrices of order + 1, `Scratch`, a vector.
+template <int SLOTS>
+__global__ void __launch_bounds__(256, SLOTS < 3 ? 2 : 1)
     certify(const double* grams, Problem p, long long steps, double* coefficients, signed char* route, int* pending) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
@@ -25,7 +26,7 @@ __global__ void __launch_bounds__(256, 1)
       const int i = at / width, j = at % width;
       const double x = gram[(i < order ? i : height - 1) * width + j];
       S[i * across + j] = x;
-      if (i == order) S[j * across + i] = x;
+      if (p.wide && i == order) S[j * across + i] = x;  // a tall block's is symmetric as it is
     }
     if (p.wide && thread == 0) S[order * across + order] = 0.0;
     __syncthreads();
@@ -33,7 +34,7 @@ __global__ void __launch_bounds__(256, 1)
     const double* const side = S + order * across;
     const double size = sums.size, last = p.wide ? dot(side, side, order) : side[order];
     const bool usable = size > p.tiny && size < p.huge && last < p.huge && !beyond;
-    const bool passed = usable && certify_and_solve<3>(S, A, p, sums, across, scratch);
+    const bool passed = usable && certify_and_solve<SLOTS>(S, A, p, sums, across, scratch);
     __syncthreads();
     if (thread == 0) {
       route[b] = passed ? CHOLESKY : EIGEN;

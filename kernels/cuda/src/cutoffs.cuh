@@ -24,11 +24,11 @@ __device__ inline double limit(double largest, const Problem& p, double scale) {
   return p.value * largest;
 }
 
-// Rank, threshold and edge from the squared singular values, largest first; see cutoffs.select.
-__device__ inline Selection select(const double* squares, const Problem& p, double scale, double blur, double slack,
-                                   double floor) {
+// Rank, threshold and edge from singular values and their squares, largest first; see cutoffs.select.
+__device__ inline Selection select(const double* squares, const double* roots, const Problem& p, double scale,
+                                   double blur, double slack, double floor) {
   const int order = p.order;
-  const double largest = sqrt(max(squares[0], 0.0));
+  const double largest = roots[0];
   Selection found = {0, false, false, floor};
   if (!(largest > floor)) return found;
   int live = 0;
@@ -42,23 +42,23 @@ __device__ inline Selection select(const double* squares, const Problem& p, doub
       const double doubt = live * (blur + 2.0 * slack * largest), off = running - p.value * total;
       found.edge = (rank < live && fabs(off) <= doubt) || (rank > 1 && fabs(off - squares[rank - 1]) <= doubt);
     } else if (0 < rank && rank < live) {
-      const double doubt = blur + 2.0 * slack * sqrt(squares[rank - 1]);
+      const double doubt = blur + 2.0 * slack * roots[rank - 1];
       found.edge = squares[rank - 1] - squares[rank] <= 2.0 * doubt;
     }
     found.rank = rank;
-    found.threshold = rank < order ? sqrt(max(squares[rank], 0.0)) : 0.0;  // the first value that does not count
+    found.threshold = rank < order ? roots[rank] : 0.0;  // the first value that does not count
     return found;
   }
   double threshold;
   if (p.rule == MEDIAN) {
-    const double low = sqrt(max(squares[order / 2], 0.0)), high = sqrt(max(squares[(order - 1) / 2], 0.0));
+    const double low = roots[order / 2], high = roots[(order - 1) / 2];
     threshold = max(p.value * 0.5 * (low + high), floor);
     blur *= 1.0 + p.value * p.value;  // the median is as uncertain as what it is compared with
     slack *= 1.0 + p.value;
   } else {
     threshold = limit(largest, p, scale);
   }
-  while (found.rank < order && sqrt(max(squares[found.rank], 0.0)) > threshold) ++found.rank;
+  while (found.rank < order && roots[found.rank] > threshold) ++found.rank;
   if (p.rule == SPACING) {  // it jumps at powers of two
     const double doubt = blur / largest + slack;
     found.edge = limit(largest + doubt, p, scale) != limit(largest - doubt, p, scale);
@@ -67,7 +67,7 @@ __device__ inline Selection select(const double* squares, const Problem& p, doub
     found.edge |= fabs(squares[i] - threshold * threshold) <= blur + 2.0 * slack * threshold + slack * slack;
   if (p.rule == MEDIAN && found.rank == 0) {  // all noise, or a single value: the largest is kept
     found.rank = 1;
-    threshold = order > 1 ? sqrt(max(squares[1], 0.0)) : 0.0;
+    threshold = order > 1 ? roots[1] : 0.0;
     found.edge |= order > 1 && squares[0] - squares[1] <= 2.0 * (blur + 2.0 * slack * largest);
   }
   found.threshold = threshold;
@@ -84,18 +84,18 @@ __device__ inline bool resolved(const double* squares, const Problem& p, const S
 }
 
 // `select` on the eigenvalues of a Gram matrix, and whether it settles it.
-__device__ inline Selection judge(const double* squares, const Problem& p, double scale) {
+__device__ inline Selection judge(const double* squares, const double* roots, const Problem& p, double scale) {
   const double largest = max(squares[0], 0.0);
-  Selection found = select(squares, p, scale, p.gram * largest, 0.0, 0.0);
+  Selection found = select(squares, roots, p, scale, p.gram * largest, 0.0, 0.0);
   found.clear = resolved(squares, p, found, p.least * largest);
   return found;
 }
 
 // `select` on the squares of singular values that are known to p.svd of the largest.
-__device__ inline Selection judge_values(const double* squares, const Problem& p, double scale) {
-  const double largest = sqrt(max(squares[0], 0.0));
+__device__ inline Selection judge_values(const double* squares, const double* roots, const Problem& p, double scale) {
+  const double largest = roots[0];
   const double floor = p.rule == RELATIVE || p.rule == SPACING ? 0.0 : max(p.n, p.m) * EPS * largest;
-  return select(squares, p, scale, 0.0, p.svd * largest, floor);
+  return select(squares, roots, p, scale, 0.0, p.svd * largest, floor);
 }
 
 }  // namespace fastkoop

@@ -157,33 +157,47 @@ __device__ inline void pair_of(int order, int round, int j, int* p, int* q) {
   *q = max(first, second);
 }
 
-constexpr int SWEEPS = 40;  // of Jacobi; 6 to 10 are usual
+constexpr int SWEEPS = 40;  // of Jacobi; 5 to 10 are usual
+constexpr double LARGE_TURN = 0.05;  // convergence is quadratic: a sweep that turned rows by more was not the last
 
 // Rows of L = the columns of A's Cholesky factor, (nearly) the largest remaining pivot first, until what remains is within
-// A's own rounding; A (given in full) is spent. Returns how many; the other rows of L are zero. Two barriers a column.
-__device__ inline int pivoted_cholesky(double* A, double* L, int order, int across) {
+// A's own rounding; A (given in full) is spent. Returns how many; the other rows of L are zero. Every warp keeps what is
+// left of the diagonal, a row in each of 32 SLOTS lanes, so that a column costs one barrier and the next pivot is sought
+// while the rest of the matrix follows.
+template <int SLOTS>
+__device__ int pivoted_cholesky(double* A, double* L, int order, int across) {
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
   constexpr int TOGETHER = 8;
-  unsigned long long used = 0;
+  double left[SLOTS];  // zero once a row is used up
+#pragma unroll
+  for (int s = 0; s < SLOTS; ++s) left[s] = lane + WARP * s < order ? A[(lane + WARP * s) * (across + 1)] : 0.0;
+  __syncthreads();
   double small = 0.0;
   int rank = 0;
   for (; rank < order; ++rank) {
     int key = 0;  // the upper bits of a positive number grow with it; the lowest six name its row
-    for (int i = lane; i < order; i += WARP)
-      if (!(used >> i & 1)) key = max(key, (upper_bits(A[i * across + i]) & ~63) | i);
+#pragma unroll
+    for (int s = 0; s < SLOTS; ++s) key = max(key, (upper_bits(left[s]) & ~63) | (lane + WARP * s));
 #pragma unroll
     for (int far = WARP / 2; far; far /= 2) key = max(key, __shfl_xor_sync(~0u, key, far));
     const int at = key & 63;
-    const double pivot = A[at * across + at];
+    double pivot = __shfl_sync(~0u, left[0], at % WARP);
+    if constexpr (SLOTS > 1) {
+      const double other = __shfl_sync(~0u, left[1], at % WARP);
+      pivot = at < WARP ? pivot : other;
+    }
     if (rank == 0) small = 0.25 * EPS * pivot;
     if (key < 64 || !(pivot > small)) break;
-    __syncthreads();  // all warps have read the diagonal that the first of them goes on to write
     const double scale = inverse_root(pivot);
     const double* const row = A + at * across;
-    for (int j = lane; j < order; j += WARP) {
-      const double right = row[j] * scale;
-      if (rank % warps == warp) L[rank * across + j] = used >> j & 1 ? 0.0 : right;
-      const double factor = -(right * scale);
+#pragma unroll
+    for (int s = 0; s < SLOTS; ++s) {
+      const int j = lane + WARP * s;
+      const bool live = j < order && left[s] != 0.0;
+      const double right = live ? row[j] * scale : 0.0, factor = -(right * scale);
+      left[s] = j == at ? 0.0 : fma(-right, right, left[s]);
+      if (j >= order) continue;
+      if (rank % warps == warp) L[rank * across + j] = right;
       for (int first = warp; first < order; first += TOGETHER * warps) {
         double x[TOGETHER];  // of rows and columns that are used up nobody reads what this makes
 #pragma unroll
@@ -198,7 +212,6 @@ __device__ inline int pivoted_cholesky(double* A, double* L, int order, int acro
         }
       }
     }
-    used |= 1ull << at;
     __syncthreads();
   }
   for (int k = rank + warp; k < order; k += warps)
@@ -209,48 +222,57 @@ __device__ inline int pivoted_cholesky(double* A, double* L, int order, int acro
 
 constexpr int SHARE = 8;  // lanes that turn a pair of rows
 
-// Turns rows p and q of W until they are orthogonal, by SHARE lanes beside others that do the same to other rows, or to
-// none (q < 0); whether they were not. HELD: numbers of a row that a lane holds. The test is that of
-// svd.orthogonalize.
+// Whether rows of squared norms a and b count as orthogonal: the test of svd.orthogonalize.
+__device__ inline bool orthogonal(double a, double b, double product, int order, double top) {
+  const double shorter = a < b ? a : b, longer = a < b ? b : a, least = 0.0025 * top;
+  const double relative = 4.0 * (order + 8) * shorter;
+  return product * product <= EPS * EPS * longer * (relative > least ? relative : least);
+}
+
+enum Turn { NONE, SMALL, LARGE };
+
+// Turns rows p and q of W, by SHARE lanes, until they are orthogonal, and keeps their squared norms up to date; whether
+// they were not, and by so much that W cannot be orthogonal yet. Other lanes of the warp do the same to other rows, or
+// to none (idle). HELD: numbers of a row that a lane holds, zeros past its end among them. Without branches, so that
+// the test costs no time.
 template <int HELD>
-__device__ bool turn_rows(double* W, int p, int q, int order, int across, double top) {
+__device__ Turn turn_rows(double* W, double* squares, int p, int q, bool idle, int order, int across, double top) {
   const int lane = threadIdx.x % SHARE;
-  double x[HELD], y[HELD], a = 0.0, b = 0.0, product = 0.0;
+  const double a = idle ? 1.0 : squares[p], b = idle ? 1.0 : squares[q];
+  double *const from = W + p * across + lane, *const other = W + q * across + lane;
+  double x[HELD], y[HELD], product = 0.0;
 #pragma unroll
   for (int k = 0; k < HELD; ++k) {
-    const int i = lane + SHARE * k;
-    const bool inside = q >= 0 && i < order;
-    x[k] = inside ? W[p * across + i] : 0.0;
-    y[k] = inside ? W[q * across + i] : 0.0;
-    a = fma(x[k], x[k], a);
-    b = fma(y[k], y[k], b);
+    x[k] = idle ? 0.0 : from[SHARE * k];
+    y[k] = idle ? 0.0 : other[SHARE * k];
     product = fma(x[k], y[k], product);
   }
 #pragma unroll
-  for (int far = SHARE / 2; far; far /= 2) {
-    a += __shfl_xor_sync(~0u, a, far);
-    b += __shfl_xor_sync(~0u, b, far);
-    product += __shfl_xor_sync(~0u, product, far);
-  }
-  const double rounding = max(4.0 * (order + 8) * min(a, b), 0.0025 * top);
-  if (product * product <= EPS * EPS * max(a, b) * rounding) return false;
+  for (int far = SHARE / 2; far; far /= 2) product += __shfl_xor_sync(~0u, product, far);
+  __syncwarp();  // all lanes have read the norms that one of them goes on to write
   // c and s of half the angle whose tangent is 2 x.y / (y.y - x.x)
   const double apart = b - a, twice = 2.0 * product, hypotenuse = inverse_root(fma(twice, twice, apart * apart));
-  const double square = fma(0.5, fabs(apart) * hypotenuse, 0.5), inverse = inverse_root(square);
-  const double c = square * inverse, s = copysign(0.5, apart) * twice * hypotenuse * inverse;
+  const double square = fma(0.5 * fabs(apart), hypotenuse, 0.5), inverse = inverse_root(square);
+  const bool turned = !orthogonal(a, b, product, order, top);
+  const double c = turned ? square * inverse : 1.0;
+  const double s = turned ? copysign(product, product * apart) * hypotenuse * inverse : 0.0;
+  if (!idle) {
 #pragma unroll
-  for (int k = 0; k < HELD; ++k) {
-    const int i = lane + SHARE * k;
-    if (i < order) {
-      W[p * across + i] = fma(c, x[k], -(s * y[k]));
-      W[q * across + i] = fma(s, x[k], c * y[k]);
+    for (int k = 0; k < HELD; ++k) {
+      from[SHARE * k] = fma(c, x[k], -(s * y[k]));
+      other[SHARE * k] = fma(s, x[k], c * y[k]);
+    }
+    const double change = s * inverse * product;
+    if (turned && lane == 0) {
+      squares[p] = a - change;
+      squares[q] = b + change;
     }
   }
-  return true;
+  return !turned ? NONE : fabs(s) > LARGE_TURN ? LARGE : SMALL;
 }
 
-// values = the squared norms of the rows of W, which become unit vectors where they are not zero.
-__device__ inline void normalize_rows(double* W, int order, int across, double* values) {
+// squares = the squared norms of the rows of W. Ends with a barrier.
+__device__ inline void measure_rows(const double* W, int order, int across, double* squares) {
   const int lane = threadIdx.x % SHARE, groups = blockDim.x / SHARE;
   for (int first = 0; first < order; first += groups) {
     const int row = first + threadIdx.x / SHARE;
@@ -258,26 +280,53 @@ __device__ inline void normalize_rows(double* W, int order, int across, double* 
     for (int i = lane; i < order && row < order; i += SHARE) square = fma(W[row * across + i], W[row * across + i], square);
 #pragma unroll
     for (int far = SHARE / 2; far; far /= 2) square += __shfl_xor_sync(~0u, square, far);
-    const double scale = square > 0.0 ? 1.0 / sqrt(square) : 0.0;
-    for (int i = lane; i < order && row < order; i += SHARE) W[row * across + i] *= scale;
-    if (row < order && lane == 0) values[row] = square;
+    if (row < order && lane == 0) squares[row] = square;
   }
   __syncthreads();
 }
 
+// Whether all rows of W, of these squared norms, count as orthogonal, by their products on the matrix unit, for all
+// threads; some hundred cycles, where another sweep that finds nothing to turn takes thousands.
+__device__ inline bool all_orthogonal(const double* W, const double* squares, int rank, int order, int across, double top) {
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+  int turn = 0, apart = 0;
+  for (int I = 0; I < rank; I += 8)
+    for (int J = 0; J <= I; J += 8) {
+      if (turn == warp) {
+        const double* const below = W + min(I + lane / 4, rank - 1) * across;
+        const double* const left = W + min(J + lane / 4, rank - 1) * across;
+        double c[2] = {0.0, 0.0};
+        for (int first = 0; first < order; first += 4) {
+          const int k = first + lane % 4;
+          multiply_add_tile(c, k < order ? below[k] : 0.0, k < order ? left[k] : 0.0);
+        }
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const int i = I + lane / 4, j = J + 2 * (lane % 4) + k;
+          if (i < rank && j < i) apart |= !orthogonal(squares[i], squares[j], c[k], order, top);
+        }
+      }
+      turn = turn + 1 == warps ? 0 : turn + 1;
+    }
+  return !__syncthreads_or(apart);
+}
+
 // Eigenvalues and eigenvectors (rows of Z) of a positive semidefinite A, given in full and spent: one-sided Jacobi
 // (Hestenes 1958) on the pivoted Cholesky factor, which is near orthogonal already (Veselic & Hari 1989). False if it
-// does not converge. A round's pairs are turned at once, eight lanes each.
-__device__ inline bool eigenvectors(double* A, double* Z, int order, int across, double* values) {
-  const int rank = pivoted_cholesky(A, Z, order, across), groups = blockDim.x / SHARE, group = threadIdx.x / SHARE;
-  double top = 0.0;  // the longest row, as good as always
-  for (int i = threadIdx.x % WARP; i < order; i += WARP) top = fma(Z[i], Z[i], top);
-  top = warp_sum(top);
-  __syncthreads();  // before any row is turned
+// does not converge. A round's pairs are turned at once, SHARE lanes each; order <= SHARE HELD <= across.
+template <int HELD>
+__device__ bool eigenvectors(double* A, double* Z, int order, int across, double* values) {
+  constexpr int SLOTS = SHARE * HELD <= WARP ? 1 : 2, PADDED = SHARE * HELD;
+  for (int at = threadIdx.x; at < order * (PADDED - order); at += blockDim.x)
+    Z[at % order * across + order + at / order] = 0.0;
+  const int rank = pivoted_cholesky<SLOTS>(A, Z, order, across), groups = blockDim.x / SHARE, group = threadIdx.x / SHARE;
+  measure_rows(Z, order, across, values);
+  const double top = values[0];  // the longest row, as good as always
+  __syncthreads();               // before any row is turned
   const int circle = rank + rank % 2 - 1, pairs = (rank + 1) / 2;
   bool converged = rank < 2;
   for (int sweep = 0; sweep < SWEEPS && !converged; ++sweep) {
-    int worked = 0;
+    int most = NONE;
     for (int round = 0; round < circle; ++round) {
       for (int first = 0; first < pairs; first += groups) {
         const int j = first + group;
@@ -285,20 +334,26 @@ __device__ inline bool eigenvectors(double* A, double* Z, int order, int across,
         up = j == 0 ? circle : up < circle ? up : up - circle;
         down = down < 0 ? down + circle : down;
         const bool idle = j >= pairs || up >= rank;
-        const int p = idle ? 0 : min(up, down), q = idle ? -1 : max(up, down);
-        worked |= order <= 4 * SHARE ? turn_rows<4>(Z, p, q, order, across, top)
-                                     : turn_rows<8>(Z, p, q, order, across, top);
+        const Turn turn = turn_rows<HELD>(Z, values, min(up, down), max(up, down), idle, order, across, top);
+        most = max(most, static_cast<int>(turn));
       }
       __syncthreads();
     }
-    converged = !__syncthreads_or(worked);
+    measure_rows(Z, order, across, values);
+    converged = !__syncthreads_or(most != NONE) ||
+                (!__syncthreads_or(most == LARGE) && all_orthogonal(Z, values, rank, order, across, top));
   }
-  normalize_rows(Z, order, across, values);
+  for (int row = group; row < order; row += groups) {
+    const double scale = values[row] > 0.0 ? 1.0 / sqrt(values[row]) : 0.0;
+    for (int i = threadIdx.x % SHARE; i < order; i += SHARE) Z[row * across + i] *= scale;
+  }
+  __syncthreads();
   return converged;
 }
 
-// sorted = values, largest first; place[r] = which of them is number r. Equal ones keep their order; NaN comes last.
-__device__ inline void sort(const double* values, int order, double* sorted, int* place) {
+// sorted = values, largest first; place[r] = which of them is number r; the values become the roots of the sorted ones
+// (of negative ones zero). Equal ones keep their order; NaN comes last.
+__device__ inline void sort(double* values, int order, double* sorted, int* place) {
   for (int i = threadIdx.x; i < order; i += blockDim.x) {
     int before = 0;
     for (int j = 0; j < order; ++j) before += values[j] > values[i] || (!(values[j] < values[i]) && j < i);
@@ -306,6 +361,23 @@ __device__ inline void sort(const double* values, int order, double* sorted, int
     place[before] = i;
   }
   __syncthreads();
+  for (int r = threadIdx.x; r < order; r += blockDim.x) values[r] = sqrt(max(sorted[r], 0.0));
+  __syncthreads();
+}
+
+// M = S times a power of two, a square matrix from device memory, a warp a row, eight rows read before any is written.
+__device__ inline void load_scaled(const double* S, int order, int width, double scale, double* M, int across) {
+  constexpr int TOGETHER = 8;
+  const int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+  for (int first = threadIdx.x / WARP; first < order; first += TOGETHER * warps)
+    for (int j = lane; j < order; j += WARP) {
+      double x[TOGETHER];
+#pragma unroll
+      for (int k = 0; k < TOGETHER; ++k) x[k] = S[min(first + k * warps, order - 1) * width + j];
+#pragma unroll
+      for (int k = 0; k < TOGETHER; ++k)
+        if (first + k * warps < order) M[(first + k * warps) * across + j] = x[k] * scale;
+    }
 }
 
 __device__ inline double dot(const double* a, const double* b, int n) {

@@ -52,8 +52,8 @@ __device__ __forceinline__ T rounded(double x) {
 __device__ __forceinline__ double reciprocal(double x) {
   double y;
   asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
-  y = fma(y, fma(-x, y, 1.0), y);
-  return fma(y, fma(-x, y, 1.0), y);
+  const double e = fma(-x, y, 1.0);  // at most 2^-20: its cube is beyond double
+  return fma(y, fma(e, e, e), y);
 }
 
 __device__ __forceinline__ int upper_bits(double x) { return __double2hiint(x); }
@@ -62,8 +62,8 @@ __device__ __forceinline__ int upper_bits(double x) { return __double2hiint(x); 
 __device__ __forceinline__ double inverse_root(double x) {
   double y;
   asm("rsqrt.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
-  y = fma(0.5 * y, fma(-x * y, y, 1.0), y);
-  return fma(0.5 * y, fma(-x * y, y, 1.0), y);
+  const double e = fma(-x * y, y, 1.0);
+  return fma(y * e, fma(0.375, e, 0.5), y);
 }
 
 // c += A B over a warp: A 8 x 4, B 4 x 8 doubles. Lane l holds A[l/4][l%4], B[l%4][l/4], c[l/4][2 (l%4) + {0, 1}].

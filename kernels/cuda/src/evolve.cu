@@ -7,11 +7,13 @@ struct Counts {
   long long at[64];
 };
 
-// counts[first ..] = the first `count` of some. Launch: one CTA of 64 threads.
-__global__ void __launch_bounds__(64) write_counts(Counts some, int first, int count, long long* counts) {
+// counts[first ..] = the first `count` of some. Launch: one warp, of which one thread writes: parameters are read at
+// fixed places.
+__global__ void __launch_bounds__(32) write_counts(Counts some, int first, int count, long long* counts) {
+  if (threadIdx.x) return;
 #pragma unroll
-  for (int k = 0; k < 64; ++k)  // parameters are read at fixed places
-    if (static_cast<int>(threadIdx.x) == k && k < count) counts[first + k] = some.at[k];
+  for (int k = 0; k < 64; ++k)
+    if (k < count) counts[first + k] = some.at[k];
 }
 
 // coefficients[b, k] = readout op^(steps[k] - 1) start, of all blocks or those on a list; zero of a block of rank 0, NaN

@@ -25,11 +25,12 @@ __global__ void __launch_bounds__(256, 1)
       reduce_nothing(p, e.route, out);
       continue;
     }
-    if (threadIdx.x == 0) report(e.found, SVD, e.squares, e.unit, out);
+    if (threadIdx.x == 0) report(e.found, SVD, e.values, e.unit, out);
+    __syncthreads();  // `reduce` writes over the values
     const long long weight = p.wide ? block.row_stride : block.line_stride;
     const T* const newest = block.at + p.m * (p.wide ? block.line_stride : block.row_stride);
     reduce(
-        p, e.found.rank, e.squares, e.place, e.Z, e.across, e.unit,
+        p, e.found.rank, e.squares, e.place, e.Z, e.across, e.unit, e.values,
         [&](int row, double square) {
           double along = 0.0;
           for (int i = 0; i < p.n; ++i)

@@ -10,7 +10,7 @@ template <class T, class Sum, int R>
 __global__ void __launch_bounds__(128, R > 5 ? 2 : 4) gram(const T* data, Layout X, Problem p, double* grams) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
-  Block<T>* const described = shared.take<Block<T>>(1);
+  Room<T>& room = *shared.take<Room<T>>(1);
   const int rows = p.wide ? p.n : p.columns, across = rows | 1;
   T* const tile = shared.take<T>(rows * p.pitch);
   double* const S = shared.take<double>(rows * across);
@@ -19,11 +19,10 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4) gram(const T* data, Layout
   const int share = (tiles(p) + p.splits - 1) / p.splits;
   const int begin = min(blockIdx.x * share, tiles(p)), end = min(begin + share, tiles(p));
   for (int b = blockIdx.y; b < p.blocks; b += gridDim.y) {
-    if (threadIdx.x == 0) *described = Block<T>(data, X, p, b);
+    if (threadIdx.x == 0) room.describe(Block<T>(data, X, p, b), memory, tile, S, D, partial, partial);
     __syncthreads();
-    const Block<T>& block = *described;
-    gram_of<Sum, R>(block, p, begin, end, tile, S, D, across, partial);
-    write_gram<Sum>(block, p, begin, end, tile, S, across, D, grams, static_cast<long long>(b) * p.splits + blockIdx.x);
+    gram_of<Sum, R>(room, memory, p, begin, end, across);
+    write_gram<Sum>(room, memory, p, begin, end, across, grams, static_cast<long long>(b) * p.splits + blockIdx.x);
     __syncthreads();
   }
 }

@@ -14,8 +14,9 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4)
     inverse(const T* data, Layout X, Problem p, T* out, signed char* route) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
-  Block<T>* const described = shared.take<Block<T>>(1);
-  const int order = p.order, across = order | 1, thread = threadIdx.x, threads = blockDim.x;
+  Room<T>& room = *shared.take<Room<T>>(1);
+  constexpr int HELD = R < 8 ? R : 8;
+  const int order = p.order, across = 8 * HELD + 1, thread = threadIdx.x, threads = blockDim.x;
   T* const tile = shared.take<T>(order * p.pitch);
   double* const A = shared.take<double>(order * across);
   double* const Z = shared.take<double>(order * across);
@@ -25,19 +26,19 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4)
   double* const partial = shared.take<double>(16);
   int* const place = shared.take<int>(order);
   for (int b = blockIdx.x; b < p.blocks; b += gridDim.x) {
-    if (threadIdx.x == 0) *described = Block<T>(data, X, p, b);
+    if (threadIdx.x == 0) room.describe(Block<T>(data, X, p, b), memory, tile, A, Z, partial, partial);
     __syncthreads();
-    const Block<T>& block = *described;
-    const double size = gram_of<Sum, R>(block, p, 0, tiles(p), tile, A, Z, across, partial).size, unit = unit_of(size);
+    const Block<T>& block = room.block;
+    const double size = gram_of<Sum, R>(room, memory, p, 0, tiles(p), across).size, unit = unit_of(size);
     Route way = triage(size, 0.0, block, p);
     int rank = 0;
     if (way == EIGEN) {
       __syncthreads();  // all have summed the trace
       for (int at = thread; at < order * order; at += threads) A[at / order * across + at % order] /= unit * unit;
       __syncthreads();
-      const bool converged = eigenvectors(A, Z, order, across, values);
+      const bool converged = eigenvectors<HELD>(A, Z, order, across, values);
       sort(values, order, squares, place);
-      const Selection found = judge(squares, p, unit);
+      const Selection found = judge(squares, values, p, unit);
       rank = found.rank;
       if (!converged || !found.clear) way = SVD;
     }

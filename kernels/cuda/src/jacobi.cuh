@@ -147,7 +147,7 @@ __device__ void decompose(const Block<T>& block, const Problem& p, Exact& e) {
   }
   measure(e, order);
   sort(e.values, order, e.squares, e.place);
-  e.found = judge_values(e.squares, p, e.unit);  // every thread for itself: a few dozen numbers
+  e.found = judge_values(e.squares, e.values, p, e.unit);  // every thread for itself: a few dozen numbers
   if (worked) e.found.edge = true;               // never seen: the columns are not quite orthogonal
   orthogonalize(e);
 }

@@ -87,23 +87,30 @@ template <class T, class Sum, int R>
 __global__ void __launch_bounds__(128, R > 5 ? 2 : 4) predict(const T* data, Layout X, Problem p, long long steps,
                                                               T* out, signed char* route, double* grams, int* pending) {
   SHARED_MEMORY(memory);
-  Shared shared = {memory};
-  Block<T>* const described = shared.take<Block<T>>(1);
+  const Room<T>& room = *reinterpret_cast<Room<T>*>(memory);
   const int order = p.order, rows = order + 1, across = rows | 1;
-  T* const tile = shared.take<T>((p.wide ? p.n : p.columns) * p.pitch);
-  double* const S = shared.take<double>(rows * across);
-  double* const A = shared.take<double>(rows * across);
-  const Scratch scratch(shared, order);
-  double* const c = p.wide ? shared.take<double>(p.tile) : scratch.inverse();  // which is free once a is known
   const int thread = threadIdx.x, threads = blockDim.x;
   const bool beyond = too_many(p, steps);
   constexpr int SLOTS = R <= 3 ? 1 : R <= 5 ? 2 : 3;
 
   for (int b = blockIdx.x; b < p.blocks; b += gridDim.x) {
-    if (threadIdx.x == 0) *described = Block<T>(data, X, p, b);
+    if (threadIdx.x == 0) {
+      Shared shared = {memory};
+      Room<T>& room = *shared.take<Room<T>>(1);
+      T* const tile = shared.take<T>((p.wide ? p.n : p.columns) * p.pitch);
+      double* const S = shared.take<double>(rows * across);
+      double* const A = shared.take<double>(rows * across);
+      const Scratch scratch(shared, order);
+      double* const c = p.wide ? shared.take<double>(p.tile) : scratch.inverse();  // which is free once a is known
+      room.describe(Block<T>(data, X, p, b), memory, tile, S, A, scratch.at, c);
+    }
     __syncthreads();
-    const Block<T>& block = *described;
-    const Sums sums = gram_of<Sum, R>(block, p, 0, tiles(p), tile, S, A, across, scratch.partial());
+    const Sums sums = gram_of<Sum, R>(room, memory, p, 0, tiles(p), across);
+    const Block<T>& block = room.block;
+    const Scratch scratch(part_of<double>(memory, room.partial), order);
+    T* const tile = part_of<T>(memory, room.tile);
+    double *const S = part_of<double>(memory, room.S), *const A = part_of<double>(memory, room.A);
+    double* const c = part_of<double>(memory, room.c);
     const long long newest = p.m * (p.wide ? block.line_stride : block.row_stride);
     const long long weight = p.wide ? block.row_stride : block.line_stride;
     if (p.wide) {  // x_last is the right-hand side, as F^T x_last is of a tall block
@@ -141,7 +148,7 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4) predict(const T* data, Lay
         reconstruct_snapshots(block, p, c, tile, result);
       }
     } else if (way == EIGEN) {
-      write_gram<Sum>(block, p, 0, tiles(p), tile, S, across, A, grams, b);
+      write_gram<Sum>(room, memory, p, 0, tiles(p), across, grams, b);
     } else if (way != SVD) {
       for (int i = thread; i < p.n; i += threads)
         result[i] = way == ZERO ? T(0) : way == CONSTANT ? block.at[newest + i * weight] : rounded<T>(nan(""));

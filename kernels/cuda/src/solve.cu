@@ -2,15 +2,19 @@
 
 namespace fastkoop {
 
-// Reduced operators from Gram matrices by one-sided Jacobi on their Cholesky factors; of all blocks, or of those on a list whose route is EIGEN.
+// Reduced operators from Gram matrices by one-sided Jacobi on their Cholesky factors; of all blocks, or of those on a
+// list whose route is EIGEN. order <= 8 HELD; an operator is made where there is room for it.
 //
-// Launch: any number of CTAs, each takes every gridDim.x-th block; whole warps, up to 256 threads.
+// Launch: any number of CTAs, each takes every gridDim.x-th block; whole warps, up to 128 threads (HELD < 8) or 256.
 // Reads a Gram matrix a block, writes its Factors (and readout reads them back, from L2). Shared: two matrices of
 // `order` (tall) or three (wide), four vectors.
-__global__ void __launch_bounds__(256, 1) solve(const double* grams, Problem p, Work work, Factors all) {
+template <int HELD>
+__global__ void __launch_bounds__(HELD < 8 ? 128 : 256, HELD < 8 ? 4 : 2)
+    solve(const double* grams, Problem p, Work work, Factors all) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
-  const int order = p.order, across = order | 1, thread = threadIdx.x, threads = blockDim.x;
+  const int order = p.order, across = 8 * HELD + 1, thread = threadIdx.x, threads = blockDim.x,
+            lane = thread % WARP;
   double* const A = shared.take<double>(order * across);
   double* const Z = shared.take<double>(order * across);
   double* const D = shared.take<double>(p.wide ? order * across : 0);
@@ -28,30 +32,33 @@ __global__ void __launch_bounds__(256, 1) solve(const double* grams, Problem p, 
     const double* const S = grams + static_cast<long long>(b) * height * width;
     const double* const side = S + (height - 1) * width;
     const Factors out = factors_of(all, b, order);
-    const double size = trace(S, order, width), last = p.wide ? dot(side, side, order) : side[order];
+    double size = 0.0, last = p.wide || lane ? 0.0 : side[order];
+    for (int k = lane; k < order; k += WARP) {
+      size += S[k * width + k];
+      if (p.wide) last = fma(side[k], side[k], last);
+    }
+    size = warp_sum(size);
+    last = warp_sum(last);
     if (!(size > p.tiny && size < p.huge && last < p.huge)) {
       reduce_nothing(p, !isfinite(size + last) ? NON_FINITE : size > 0.0 ? SVD : ZERO, out);
       continue;
     }
-    const double unit = unit_of(size), shrink = 1.0 / unit;
-    for (int at = thread; at < order * order; at += threads) {
-      const int i = at / order, j = at % order;
-      A[i * across + j] = S[i * width + j] * shrink * shrink;
-      if (p.wide) D[i * across + j] = S[(order + i) * width + j] * shrink * shrink;
-    }
-    for (int j = thread; j < order; j += threads) h[j] = side[j] * shrink;
+    const double unit = unit_of(size), shrink = 1.0 / unit / unit;
+    load_scaled(S, order, width, shrink, A, across);
+    if (p.wide) load_scaled(S + order * width, order, width, shrink, D, across);
+    for (int j = thread; j < order; j += threads) h[j] = side[j] / unit;
     __syncthreads();
-    const bool converged = eigenvectors(A, Z, order, across, values);
+    const bool converged = eigenvectors<HELD>(A, Z, order, across, values);
     sort(values, order, squares, place);
     if (thread == 0) {
-      *found = judge(squares, p, unit);
+      *found = judge(squares, values, p, unit);
       if (!converged || !isfinite(squares[0])) *found = {0, false, false, 0.0};
-      report(*found, found->clear ? EIGEN : SVD, squares, unit, out);
+      report(*found, found->clear ? EIGEN : SVD, values, unit, out);
     }
     __syncthreads();
     const int rank = found->rank && squares[found->rank - 1] > 0.0 ? found->rank : 0;  // else nothing it could say
     reduce(
-        p, rank, squares, place, Z, across, unit,
+        p, rank, squares, place, Z, across, unit, values,
         [&](int row, double square) {
           const double along = dot(h, Z + row * across, order);
           return p.wide ? along * unit : along / sqrt(square);

@@ -53,8 +53,7 @@ struct DoubleFloat {
 };
 
 // One block as rows and lines. Where lines lie side by side (p.vectors) a row's place in the tile begins as many numbers
-// past 16 bytes as in memory, so that all but its ends is copied 16 bytes at a time, whatever its length. One thread
-// describes a block for all, in shared memory: registers are for the products.
+// past 16 bytes as in memory, so that all but its ends is copied 16 bytes at a time, whatever its length.
 template <class T>
 struct Block {
   static constexpr int PER = 16 / sizeof(T);
@@ -277,21 +276,43 @@ __device__ void accumulate_lagged(Block<T> block, const Problem& p, const T* til
 
 __device__ __forceinline__ int tiles(const Problem& p) { return (p.lines + p.tile - 1) / p.tile; }
 
-// S = the Gram matrix of a block's rows over tiles begin .. end, and its lower triangle in A; the last of the tiles
-// stays in `tile`. partial: 16 numbers.
+// Where a CTA keeps what belongs to its block; one thread writes it down for all, in shared memory: registers are for
+// the products. Places are bytes into shared memory: through a pointer that was kept there the compiler could no longer
+// tell which memory it reads. launch.py: ROOM_BYTES.
+template <class T>
+struct Room {
+  Block<T> block;
+  int tile, S, A, partial, c;  // two matrices; 16 numbers; what else a kernel needs
+
+  __device__ void describe(const Block<T>& from, unsigned char* memory, T* tile, double* S, double* A, double* partial,
+                           double* c) {
+    const auto place = [&](const void* part) { return static_cast<int>(static_cast<const unsigned char*>(part) - memory); };
+    *this = {from, place(tile), place(S), place(A), place(partial), place(c)};
+  }
+};
+
+// What begins at a place of shared memory.
+template <class T>
+__device__ T* part_of(unsigned char* memory, int place) {
+  return reinterpret_cast<T*>(memory + place);
+}
+
+// room.S = the Gram matrix of a block's rows over tiles begin .. end, and its lower triangle in room.A; the last of the
+// tiles stays where tiles are.
 template <class Sum, int R, class T>
-__device__ Sums gram_of(const Block<T>& block, const Problem& p, int begin, int end, T* tile, double* S, double* A,
-                        int across, double* partial) {
+__device__ Sums gram_of(const Room<T>& room, unsigned char* memory, const Problem& p, int begin, int end, int across) {
   Sum sums[R * (R + 1) / 2];
 #pragma unroll
   for (int k = 0; k < R * (R + 1) / 2; ++k) sums[k].clear();
   for (int k = begin; k < end; ++k) {
-    const int count = block.load(p, k, tile);
-    accumulate<Sum, R>(block, p, tile, count, sums);
+    T* const tile = part_of<T>(memory, room.tile);
+    const int count = room.block.load(p, k, tile);
+    accumulate<Sum, R>(room.block, p, tile, count, sums);
     if (k + 1 < end) __syncthreads();
   }
-  gather<Sum, R>(sums, block.rows, S, A, across);
-  return complete(S, A, blockDim.x > WARP, block.rows, p.order, across, partial);
+  double *const S = part_of<double>(memory, room.S), *const A = part_of<double>(memory, room.A);
+  gather<Sum, R>(sums, room.block.rows, S, A, across);
+  return complete(S, A, blockDim.x > WARP, room.block.rows, p.order, across, part_of<double>(memory, room.partial));
 }
 
 // D = Fp F^T over tiles begin .. end of a wide block; a single tile is in shared memory already.
@@ -308,14 +329,17 @@ __device__ void lagged_of(const Block<T>& block, const Problem& p, int begin, in
 }
 
 // grams[slot] of a block whose first Gram matrix is S: S itself if tall, [F F^T; Fp F^T; x_last^T] if wide, where only
-// the last share of the lines has x_last. D is scratch of S's size.
+// the last share of the lines has x_last. room.A is spent.
 template <class Sum, class T>
-__device__ void write_gram(const Block<T>& block, const Problem& p, int begin, int end, T* tile, const double* S,
-                           int across, double* D, double* grams, long long slot) {
+__device__ void write_gram(const Room<T>& room, unsigned char* memory, const Problem& p, int begin, int end, int across,
+                           double* grams, long long slot) {
+  const Block<T>& block = room.block;
+  const double* const S = part_of<double>(memory, room.S);
+  double* const D = part_of<double>(memory, room.A);
   const int rows = block.rows, height = p.wide ? 2 * rows + 1 : rows;
   double* const gram = grams + slot * height * rows;
   const bool newest = end == tiles(p) && begin < end;
-  if (p.wide) lagged_of<Sum>(block, p, begin, end, tile, D, across);
+  if (p.wide) lagged_of<Sum>(block, p, begin, end, part_of<T>(memory, room.tile), D, across);
   for (int at = threadIdx.x; at < height * rows; at += blockDim.x) {
     const int i = at / rows, j = at % rows;
     if (i < rows)

@@ -183,6 +183,22 @@ class TestFourSteps:
         written = [how[0]["at"][:3] for name, how in kept if name == "fastkoop::write_counts"]
         assert np.array_equal(written, lists)
 
+    @pytest.mark.parametrize("n, m", [(20, 6), (6, 20)])
+    def test_one_step_needs_no_operator(self, emulated, rng, monkeypatch, n, m):
+        X, cuda = graded(rng, n, m, np.float32, low=1e-7)[None], emulated()
+        launch, written = cuda.driver.launch, []
+
+        def noted(name, *how):
+            if "solve<" in name:
+                written.append(int(how[-1][-1]["op"]))
+            launch(name, *how)
+
+        monkeypatch.setattr(cuda.driver, "launch", noted)
+        for steps in (1, 3):
+            states, _ = cuda.predict(time_major(X), steps, ("relative", 3.3e-4))
+            assert_states(states, X, steps, ("relative", 3.3e-4))
+        assert written[0] == 0 and written[1] != 0
+
     def test_what_a_gram_matrix_cannot_say_is_unresolved(self, cuda, on, rng):
         X = graded(rng, 40, 8, np.float64, low=1e-9)[None]
         factors = cuda.solve(cuda.gram(on(cuda, time_major(X))), 40, 8, ("relative", 1e-10), np.float64)

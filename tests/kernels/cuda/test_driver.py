@@ -65,7 +65,9 @@ def test_kernels_are_compiled_under_their_bare_name(driver):
     assert driver.kernel("fastkoop::record<float, double>") is kernel
 
 
-@pytest.mark.parametrize("name", ["predict<float, fastkoop::Tensor, 2>", "gram<double, fastkoop::Vector, 1>", "solve"])
+@pytest.mark.parametrize(
+    "name", ["predict<float, fastkoop::Tensor, 2>", "gram<double, fastkoop::Vector, 1>", "solve<4>", "certify<2>"]
+)
 def test_kernels_that_live_in_shared_memory_ask_for_all_of_it(driver, name):
     kernel = driver.kernel(f"fastkoop::{name}")
     assert kernel.preferred_shared_memory_carveout == 100

@@ -88,6 +88,15 @@ def test_pairs_of_floats_are_trusted_less():
     assert ratio == pytest.approx(double.resolution.least / double.resolution.gram)
 
 
+def test_instances_hold_every_order():
+    for order in range(1, launch.ORDER + 1):
+        held = launch.solve_held(order)
+        assert order <= 8 * held and (held == 2 or order > 4 * held)  # eight lanes hold a row
+        slots = next(slots for slots in launch.CERTIFY_SLOTS if order < 32 * slots)
+        assert order + 1 <= 32 * slots  # a row a lane
+    assert launch.solve_held(launch.ORDER + 1) == max(launch.SOLVE_HELD)
+
+
 def test_registers_bound_the_grid():
     how = launch.Launch(128, 1000)
     assert launch.grid(10**6, how, emulator.H200, 255) == 2 * 132
