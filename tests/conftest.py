@@ -60,6 +60,13 @@ import pytest  # noqa: E402 - after the cache folder is named
 from fastkoop.kernels import get_num_threads, set_num_threads  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_for_torch():
+    """Models are tiny: PyTorch's threads would only wait for each other, and for those of other workers."""
+    if "torch" in sys.modules:  # as collection leaves it where a test needs it
+        sys.modules["torch"].set_num_threads(1)
+
+
 @pytest.fixture
 def rng(request):
     """Random numbers that depend on the test's name alone."""

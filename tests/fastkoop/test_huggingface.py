@@ -15,15 +15,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
 OPTIONS = {"burn_in": 3, "record": 12, "jump": 6, "rest": 3, "partition": "layer"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 

@@ -14,15 +14,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own: on workers
 OPTIONS = {"burn_in": 4, "record": 12, "jump": 8, "rest": 4, "partition": "layer"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def data(seed, count=96, shuffle=False):
     x = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
     return DataLoader(TensorDataset(x, x[:, :1].sin()), batch_size=16, shuffle=shuffle)

@@ -13,15 +13,6 @@ BUDGET = 800  # gradients; a guard's evaluation costs a third of one
 HORIZON = [1, 10, 100, 1000, 10**4, 10**9]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small matrices: more threads only get in each other's way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def digits():
     """Images of digits, their labels, and the least loss of softmax regression on them."""

@@ -18,15 +18,6 @@ from fastkoop.torch_adapter import Koopman, load_checkpoint, save_checkpoint  # 
 OPTIONS = {"burn_in": 6, "record": 24, "jump": 12, "rest": 6}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def loss(model, batch):
     x, y = batch
     return (model(x) - y).square().mean()
