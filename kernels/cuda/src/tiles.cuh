@@ -69,7 +69,8 @@ struct Block {
         mask(p.vectors ? PER - 1 : 0) {}
 
   __device__ int shift(int row) const {
-    return (static_cast<int>(reinterpret_cast<unsigned long long>(at) / sizeof(T)) + row * static_cast<int>(row_stride)) & mask;
+    const unsigned long long first = reinterpret_cast<unsigned long long>(at) / sizeof(T);
+    return (static_cast<unsigned>(first) + static_cast<unsigned>(row) * static_cast<unsigned>(row_stride)) & mask;
   }
   __device__ int place(const Problem& p, int row) const { return row * p.pitch + shift(row); }  // of a row in the tile
 
