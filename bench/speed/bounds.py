@@ -53,8 +53,9 @@ def bounds(profile: Profile | None = None) -> str:
         "RR32 and RR64 at `array_api`: where a cutoff asks for more than a float64 Gram matrix resolves, hidden nodes' "
         f"blocks are answered by a triangle or by rotations of their own data; at n = 21, m = 32 that takes "
         f"{profile.time('predict', *small, 'unresolved'):.1f} and {profile.time('predict', *small, 'truncated'):.1f} "
-        f"µs, against {profile.time('predict', *small):.1f} by the Gram matrix. Since these rows were measured, most "
-        "such blocks are answered by a Gram matrix's solution that their data refines; they wait to be measured again.",
+        f"µs, against {profile.time('predict', *small):.1f} by the Gram matrix. Since that profile, most "
+        "such blocks are answered by a Gram matrix's solution that their data refines: against libraries these rows "
+        "reach their figure.",
         f"C: of {C[0]:.0f} ms a block, BLAS's float64 product alone takes {C[1]:.0f} and LAPACK's tridiagonal form "
         f"{C[2]:.0f}.",
         f"D: of {D[0]:.0f} ms, the product takes {D[1]:.0f} and the tridiagonal form {D[2]:.0f}.",
