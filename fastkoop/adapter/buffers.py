@@ -267,12 +267,12 @@ class GroupBuffer:
             if member.requires_grad:
                 into(local(member), piece, states)
 
-    @torch.no_grad()
     @property
     def waits(self) -> bool:
         """Whether the host may look at numbers: on a GPU it would have to wait for them."""
         return self.device.type == "cpu" or self._spread is not None
 
+    @torch.no_grad()
     def move(self, states: Sequence[torch.Tensor], held: Sequence[torch.Tensor | None] | None = None) -> None:
         """Set the parameters to the states of their blocks; those that are not finite, or held, keep their value."""
         rows, _ = self.checked(states, held) if self.waits else (self._unseen(states, held), 0)

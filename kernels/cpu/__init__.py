@@ -268,7 +268,12 @@ def predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.nd
     """
     call = prepared(X.shape, X.strides, X.dtype, steps, cutoff)
     answer = call(X) if call and call.order <= KERNEL_ORDER else None
-    return answer or _predict(X, steps, cutoff)
+    if answer is None:
+        return _predict(X, steps, cutoff)
+    out, route = answer
+    if SVD in route.tolist():
+        _finish(blocks_of(X), steps, cutoff, out, route, np.flatnonzero(route == SVD))
+    return answer
 
 
 @quiet
@@ -305,9 +310,14 @@ def _predict(X: np.ndarray, steps: int, cutoff: tuple[str, float]) -> tuple[np.n
     if how.engine == "library" and source.dtype == np.float64:  # squares of float64 data may overflow, or vanish
         suspects = np.flatnonzero(np.isin(route, (SVD, ZERO, NON_FINITE)))
     if len(suspects):
-        states, routes = _predict_exactly(source.only(suspects), steps, cutoff)
-        out[suspects], route[suspects] = states, routes
+        _finish(source, steps, cutoff, out, route, suspects)
     return out, route
+
+
+@quiet
+def _finish(source: Blocks, steps: int, cutoff, out: np.ndarray, route: np.ndarray, suspects: np.ndarray) -> None:
+    """Answer the blocks at `suspects` from their own data."""
+    out[suspects], route[suspects] = _predict_exactly(source.only(suspects), steps, cutoff)
 
 
 def _predict_small(source: Blocks, how: Plan, steps: int, rule: tuple, out: np.ndarray, route: np.ndarray) -> None:

@@ -31,7 +31,7 @@ class Call:
         self._far = parts.far_of(wide, steps, m)
 
     def __call__(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """States and routes, or None if blocks need more than the parts that have been compiled."""
+        """States and routes, "svd" of blocks to be answered from their data; None if a part has to be compiled."""
         flat = X.transpose(self._axes).reshape(-1)
         flat.flags.writeable = False  # the kernels' one signature
         out, route = aligned_empty(self._shape, self._dtype), np.zeros(self._shape[0], np.int8)
@@ -39,8 +39,9 @@ class Call:
             0, self._shape[0], flat, self._offsets, *self._layout, self._steps, *self._rule,
             self._rest.address if self._rest else 0, self._far.address if self._far else 0, out, route,
         )  # fmt: skip
-        routes = route.tolist()
-        return None if min(routes) < 0 or SVD in routes else (out, route)
+        if self._rest is None:
+            route[route == parts.UNCERTIFIED] = SVD
+        return None if min(route.tolist()) < 0 else (out, route)
 
 
 @functools.lru_cache(maxsize=KEPT)

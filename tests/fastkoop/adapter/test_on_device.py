@@ -1,8 +1,6 @@
 """A phase whose kernels run on a device, on the CPU: what is launched there, and that nothing waits for it."""
 
-import importlib.util
 import math
-import pathlib
 import sys
 
 import pytest
@@ -11,22 +9,13 @@ torch = pytest.importorskip("torch")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import fastkoop as fk  # noqa: E402
+from bench.common.devices import emulator  # noqa: E402
 from fastkoop.adapter import step_cost, walker  # noqa: E402
 from fastkoop.adapter.buffers import GroupBuffer  # noqa: E402
 from fastkoop.kernels.cuda import Cuda  # noqa: E402
 from fastkoop.torch_adapter import KoopmanPhase  # noqa: E402
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_to_copy")  # on a GPU
-
-
-def emulator():
-    """tests/kernels/cuda/emulator.py."""
-    if "emulator" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("emulator", ROOT / "tests" / "kernels" / "cuda" / "emulator.py")
-        sys.modules["emulator"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["emulator"])
-    return sys.modules["emulator"]
 
 
 class Noted(TorchDispatchMode):
@@ -64,7 +53,7 @@ def device(monkeypatch):
         if name.startswith("fastkoop.") and hasattr(module, "backend_for") and name != "fastkoop.backends":
             monkeypatch.setattr(module, "backend_for", lambda array: cuda)
     monkeypatch.setattr(walker, "Mover", walker.Walks)  # as where tensors are on a GPU
-    monkeypatch.setattr(GroupBuffer, "waits", False)
+    monkeypatch.setattr(GroupBuffer, "waits", property(lambda recording: recording._spread is not None))
     return cuda
 
 
@@ -104,6 +93,22 @@ def test_steps_are_launched_and_nothing_waits(device, partition, options):
     phase.jump(3 * phase.every)
     for a, b in zip(there, model.parameters(), strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_only_on_a_gpu_the_host_does_not_look(monkeypatch):
+    _, phase = trained(partition="node")
+    [recording] = phase.parts.recordings[:1]
+    assert recording.waits is True
+    monkeypatch.setattr(recording, "device", torch.device("cuda"))
+    assert recording.waits is False
+
+
+def test_moves_ask_for_no_gradient():
+    _, phase = trained(partition="node")
+    [recording] = phase.parts.recordings[:1]
+    with torch.enable_grad():
+        recording.move([torch.zeros(recording.group.rows, recording.group.n)])
+    assert not recording.current().any()
 
 
 def test_blocks_that_are_not_finite_keep_their_value(device):

@@ -5,7 +5,7 @@ import pytest
 
 from fastkoop.kernels import cpu
 from fastkoop.kernels.cpu.prepared import MOST_BLOCKS, prepared
-from fastkoop.kernels.plan import CONSTANT, NON_FINITE
+from fastkoop.kernels.plan import CHOLESKY, CONSTANT, NON_FINITE, QR, SVD
 
 CUTOFF = ("relative", 1e-5)
 
@@ -51,6 +51,16 @@ def test_what_a_call_leaves_pending_is_answered_in_full(rng):
         expected, ways = cpu._predict(X, 1, cutoff)
         assert np.array_equal(states, expected, equal_nan=True) and np.array_equal(routes, ways)
         assert routes[1] == NON_FINITE and np.isfinite(states[0]).all()
+
+
+def test_blocks_beyond_a_gram_matrix_are_not_begun_again(rng, monkeypatch):
+    X = (rng.normal(size=(33, 2, 21)) * np.geomspace(1.0, 1e-7, 21)).astype(np.float32)
+    X[:, 1] = rng.normal(size=(33, 21))
+    expected, ways = cpu._predict(X, 1, ("relative", 1e-9))
+    monkeypatch.setattr(cpu, "_predict", None)
+    states, routes = cpu.predict(X, 1, ("relative", 1e-9))
+    assert np.array_equal(states, expected) and routes.tolist() == ways.tolist()
+    assert routes[0] in (QR, SVD) and routes[1] == CHOLESKY
 
 
 def test_what_is_not_small():

@@ -17,8 +17,7 @@ from cases import (
 )
 
 from fastkoop.kernels import cpu, reference
-from fastkoop.kernels import cuda as contract
-from fastkoop.kernels.cuda import LAYOUT, STRIP, launch, layout_of, split
+from fastkoop.kernels.cuda import STRIP, arguments, launch, split
 from fastkoop.kernels.cuda import library as cuda_library
 from fastkoop.kernels.plan import ROUTES
 
@@ -265,13 +264,17 @@ class TestLayout:
         assert_states(cuda.driver.host(states), expected, 2, FULL)
 
     def test_axes_merge_where_they_can(self):
-        layout = layout_of(np.zeros((4, 2, 3, 5, 6), np.float32))
-        assert layout.dtype == LAYOUT and layout["extents"].tolist() == [1, 1, 1, 30] and layout["strides"][3] == 6
+        layout = arguments.layout_of(np.zeros((4, 2, 3, 5, 6), np.float32))
+        assert (
+            layout.dtype == arguments.LAYOUT
+            and layout["extents"].tolist() == [1, 1, 1, 30]
+            and layout["strides"][3] == 6
+        )
         assert layout["time"] == 180 and layout["weight"] == 1
 
     def test_too_many_axes_are_an_error(self):
         with pytest.raises(ValueError, match="at most 4 axes"):
-            layout_of(np.zeros((2, *[4] * 5, 3))[:, ::2, ::2, ::2, ::2, ::2])
+            arguments.layout_of(np.zeros((2, *[4] * 5, 3))[:, ::2, ::2, ::2, ::2, ::2])
 
     def test_rows_are_copied_as_vectors_where_lines_lie_side_by_side(self, emulated, rng):
         cuda, X = emulated(), orbit(rng, 64, 5, np.float32, batch=(3,))
@@ -388,7 +391,7 @@ class TestRecord:
             np.testing.assert_array_equal(cuda.driver.host(row), weights[0].astype(to))
 
     def test_large_parameters_are_cut_among_ctas(self, emulated, rng, monkeypatch):
-        monkeypatch.setattr(contract, "STRIP_NUMBERS", 48)
+        monkeypatch.setattr(arguments, "STRIP_NUMBERS", 48)
         cuda, weights = emulated(), rng.normal(size=(9, 70))
         strips = np.array([(weights.ctypes.data, 5, 9, 70, 70, 1, 80)], STRIP)
         parts = split(strips, 8)
