@@ -100,7 +100,7 @@ BENCHMARKS = {
         "evidence.pruning", "weights pruned by modes, by magnitude and by a line", ("names", "--data-dir", "--seeds")
     ),
     "compare": Benchmark(
-        "evidence.compare", "fastkoop compare on problems of a user's, and the lengths of its built-in softmax"
+        "evidence.compare", "fastkoop compare on a user's own problems, and the lengths of its built-in softmax"
     ),
     "spectra": Benchmark(
         "evidence.spectra", "training runs compared by eigenvalues, as published and trained again",
