@@ -18,8 +18,9 @@ from .jit import jit, kernel
 from .scratch import matrix, tile_of, vector
 from .simd import MICRO, MICRO_LANES, add_products, address_of, clear, copy, lanes, prefetch, turn4
 
-TILE_ENTRIES = 14400  # of a tile in float64: a ninth of a small L2 cache is as fast, and
-LEAST_TILE = 400  # narrower ones spend their time in the sums' ends
+TILE_ENTRIES = 4096  # of a tile in float64: an L1 cache holds it, and
+STRETCH = 14400  # of a wide block's tile that products take at a time: a ninth of a small L2 cache
+LEAST_TILE = 400  # columns of either; narrower ones spend their time in the sums' ends
 WHOLE = 1 << 16  # entries of a wide block that is kept whole: half a small L2 cache
 LINE = 64  # bytes in a cache line
 NOTHING, YES = np.int64(0), np.int64(1)  # numbers of which Numba makes no type of their own
@@ -32,11 +33,16 @@ def padded(rows):
 
 
 @jit
-def tile_width(length, rows):
-    """Columns of a tile of `rows` rows: equal parts of `length`, up to a multiple of LANES."""
-    most = max(TILE_ENTRIES // rows, LEAST_TILE)
+def equal_parts(length, most):
+    """Columns of the fewest equal parts of `length` with at most `most`, up to a multiple of LANES."""
     parts = max((length + most - 1) // most, 1)
     return lanes((length + parts - 1) // parts)
+
+
+@jit
+def tile_width(length, rows):
+    """Columns of a tile of `rows` rows: equal parts of `length`."""
+    return equal_parts(length, max(TILE_ENTRIES // rows, LEAST_TILE))
 
 
 @jit
@@ -101,7 +107,7 @@ def products(T, shift, U, rows, width, upper, S, ahead):
     cache when it is read.
     """
     at, count, distance, length = ahead
-    strips, part = rows // MICRO, tile_width(width, rows)
+    strips, part = rows // MICRO, equal_parts(width, max(STRETCH // rows, LEAST_TILE))
     left = count * ((length + LINE - 1) // LINE)
     work = (width + part - 1) // part * (strips * (strips + 1) // 2 if upper else strips * strips)
     share, within = 1 + left // work, 0
