@@ -1,5 +1,7 @@
 """Shared blocks, rules, comparisons and the one place where tolerances are derived."""
 
+import importlib
+
 import numpy as np
 
 from fastkoop.kernels import reference
@@ -256,3 +258,16 @@ def kernel_eigh(A):
     d, Z = np.full(n, np.nan), tile(np.full((n, n), np.nan))
     assert dense.eigh(tile(A), n, d, Z, tile_of(5, n), np.empty((1, 3), np.int64))
     return d, Z[:, :n]
+
+
+def as_kind(array, kind):
+    """A NumPy array, or the tensor that shares its memory."""
+    return importlib.import_module("torch").from_numpy(array) if kind == "torch" else array
+
+
+def check_kind(result, kind, dtype):
+    """The result as NumPy, its kind and dtype asserted."""
+    assert type(result).__module__.startswith(kind)
+    result = np.asarray(result)
+    assert result.dtype == dtype
+    return result
