@@ -21,7 +21,8 @@ template <class T>
 __device__ Route triage(double size, double last, Block<T> block, const Problem& p) {
   if (size > p.tiny && size < p.huge && last < p.huge) return EIGEN;
   int bad = 0, some = 0;
-  for (long long at = threadIdx.x; at < static_cast<long long>(p.n) * p.columns; at += blockDim.x) {
+  const int lines = p.wide ? p.columns : p.n;
+  for (long long at = threadIdx.x; at < static_cast<long long>(block.rows) * lines; at += blockDim.x) {
     const long long row = p.wide ? at % p.n : at / p.n, line = p.wide ? at / p.n : at % p.n;
     const double x = to_double(block.at[row * block.row_stride + line * block.line_stride]);
     bad |= !isfinite(x);
@@ -38,8 +39,10 @@ __device__ bool is_constant(bool alike, Block<T> block, const Problem& p) {
   const long long time = p.wide ? block.line_stride : block.row_stride;
   const long long weight = p.wide ? block.row_stride : block.line_stride;
   int differ = 0;
+#pragma unroll 1
   for (int i = threadIdx.x; i < p.n; i += blockDim.x) {
     const double first = to_double(block.at[i * weight]);
+#pragma unroll 1
     for (int t = 1; t < p.columns && !differ; t += 8)
 #pragma unroll
       for (int k = 0; k < 8; ++k)  // eight loads at once
@@ -53,13 +56,13 @@ __device__ inline bool keeps_rank_one(const Problem& p) {
   return p.rule != RELATIVE || p.value < 1.0;
 }
 
-// What the certificate takes from the diagonal of a Gram matrix with this trace and sum of squares: if a Cholesky factor
-// of the rest exists, every singular value counts and the Gram route resolves it (algebra.certified). The largest
-// eigenvalue is at most the root of `squares`. NaN where the rule cannot be certified.
-__device__ inline double needed_of(const Problem& p, double size, double squares) {
+// What the certificate takes from the diagonal of a Gram matrix of this order with these sums: if a Cholesky factor of
+// the rest exists, every singular value counts and the Gram route resolves it (algebra.certified). The largest
+// eigenvalue is at most the root of the squares. NaN where the rule cannot be certified.
+__device__ inline double needed_of(const Problem& p, int order, const Sums& sums) {
   if (p.rule != RELATIVE && p.rule != SPACING) return nan("");
-  const double largest = sqrt(squares), threshold = limit(sqrt(largest), p, 1.0);
-  return max(threshold * threshold, p.least * largest) + p.gram * largest + (p.order + 4) * EPS * size;
+  const double largest = root(sums.squares), threshold = limit(root(largest), p, 1.0);
+  return max(threshold * threshold, p.least * largest) + p.gram * largest + (order + 4) * EPS * sums.size;
 }
 
 // Vectors of `certify_and_solve`, in one piece so that one register holds them; launch.py: scratch.
@@ -75,14 +78,11 @@ struct Scratch {
   __device__ double* inverse() const { return kept() + order + 1; }  // twice as many
 };
 
-// The certificate on A, the lower triangle of G, and a = G^-1 of the right-hand side from S, which holds G and the
-// right-hand side as its last row and column. Where the certificate fails S is as it was.
+// The certificate on A, the lower triangle of G, less `needed_of` it, and a = G^-1 of the right-hand side from S, which
+// holds G and the right-hand side as its last row and column. Where the certificate fails S is as it was.
 template <int SLOTS>
-__device__ bool certify_and_solve(double* S, double* A, const Problem& p, const Sums& sums, int across,
-                                  const Scratch& scratch) {
-  const int order = p.order, thread = threadIdx.x, threads = blockDim.x;
-  const double needed = needed_of(p, sums.size, sums.squares);
-  if (isnan(needed)) return false;
+__device__ bool certify_and_solve(double* S, double* A, double needed, int across, const Scratch& scratch) {
+  const int order = scratch.order, thread = threadIdx.x, threads = blockDim.x;
   for (int i = thread; i <= order; i += threads) scratch.kept()[i] = S[i * across + i];
   __syncthreads();
   const Dense certificate = {A, order, needed, scratch.inverse()}, normal = {S, order + 1, 0.0, scratch.inverse() + order};

@@ -33,8 +33,9 @@ __global__ void __launch_bounds__(256, SLOTS < 3 ? 2 : 1)
     const Sums sums = complete(S, A, false, p.wide ? order : rows, order, across, scratch.partial());
     const double* const side = S + order * across;
     const double size = sums.size, last = p.wide ? dot(side, side, order) : side[order];
-    const bool usable = size > p.tiny && size < p.huge && last < p.huge && !beyond;
-    const bool passed = usable && certify_and_solve<SLOTS>(S, A, p, sums, across, scratch);
+    const double needed = needed_of(p, order, sums);
+    const bool usable = size > p.tiny && size < p.huge && last < p.huge && !beyond && !isnan(needed);
+    const bool passed = usable && certify_and_solve<SLOTS>(S, A, needed, across, scratch);
     __syncthreads();
     if (thread == 0) {
       route[b] = passed ? CHOLESKY : EIGEN;

@@ -14,7 +14,8 @@ struct Selection {
 __device__ inline double spacing(double x, int digits) {
   int exponent;
   const double fraction = frexp(x, &exponent);
-  if (fraction >= 1.0 - ldexp(1.0, -digits - 1)) ++exponent;  // rounds up to a power of two
+  const double half = digits == 24 ? 0x1p-25 : 0x1p-54;  // a unit in the last place of 1, halved twice
+  if (fraction >= 1.0 - half) ++exponent;                // rounds up to a power of two
   return ldexp(1.0, max(exponent - digits, digits == 24 ? -149 : -1074));
 }
 

@@ -19,10 +19,10 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4) gram(const T* data, Layout
   const int share = (tiles(p) + p.splits - 1) / p.splits;
   const int begin = min(blockIdx.x * share, tiles(p)), end = min(begin + share, tiles(p));
   for (int b = blockIdx.y; b < p.blocks; b += gridDim.y) {
-    if (threadIdx.x == 0) room.describe(Block<T>(data, X, p, b), memory, tile, S, D, partial, partial);
+    if (threadIdx.x == 0) room.describe(Block<T>(data, X, p, b), p, across, memory, tile, S, D, partial, partial);
     __syncthreads();
-    gram_of<Sum, R>(room, memory, p, begin, end, across);
-    write_gram<Sum>(room, memory, p, begin, end, across, grams, static_cast<long long>(b) * p.splits + blockIdx.x);
+    gram_of<Sum, R>(room, memory, p, begin, end);
+    write_gram<Sum>(room, memory, p, begin, end, grams, static_cast<long long>(b) * p.splits + blockIdx.x);
     __syncthreads();
   }
 }

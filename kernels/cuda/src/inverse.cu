@@ -26,10 +26,10 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4)
   double* const partial = shared.take<double>(16);
   int* const place = shared.take<int>(order);
   for (int b = blockIdx.x; b < p.blocks; b += gridDim.x) {
-    if (threadIdx.x == 0) room.describe(Block<T>(data, X, p, b), memory, tile, A, Z, partial, partial);
+    if (threadIdx.x == 0) room.describe(Block<T>(data, X, p, b), p, across, memory, tile, A, Z, partial, partial);
     __syncthreads();
     const Block<T>& block = room.block;
-    const double size = gram_of<Sum, R>(room, memory, p, 0, tiles(p), across).size, unit = unit_of(size);
+    const double size = gram_of<Sum, R>(room, memory, p, 0, tiles(p)).size, unit = unit_of(size);
     Route way = triage(size, 0.0, block, p);
     int rank = 0;
     if (way == EIGEN) {

@@ -9,6 +9,7 @@ constexpr int ABREAST = 2, BATCH = 8;  // weights that a thread reconstructs sid
 template <class T, class Rows>
 __device__ void reconstruct_range(int m, const double* c, int first, int end, long long step, Rows rows, T* result) {
   const int threads = blockDim.x;
+#pragma unroll 1
   for (int i = first + threadIdx.x; i < end; i += ABREAST * threads) {
     const long long at = i * step, next = min(i + threads, end - 1) * step;
     double total = 0.0, other = 0.0;
@@ -39,8 +40,9 @@ __device__ void reconstruct_range(int m, const double* c, int first, int end, lo
 // result = Fp c of a tall block: the weights of the last tile, which is still there, from shared memory; those of the
 // tiles before it from device memory, mostly its L2.
 template <class T>
-__device__ void reconstruct_snapshots(Block<T> block, const Problem& p, const double* c, const T* tile, T* result) {
-  const int begin = (tiles(p) - 1) * p.tile;
+__device__ void reconstruct_snapshots(Block<T> block, const Problem& p, int tiles, const double* c, const T* tile,
+                                      T* result) {
+  const int begin = (tiles - 1) * p.tile;
   const T* const first = tile - begin;
   reconstruct_range(p.m, c, begin, p.n, 1, [&](int t) { return first + block.place(p, t + 1); }, result);
   const T* const next = block.at + block.row_stride;
@@ -49,12 +51,13 @@ __device__ void reconstruct_snapshots(Block<T> block, const Problem& p, const do
 
 // result = Fp (F^T y) of a wide block, one step of its K = (Fp F^T)(F F^T)^-1. g: a number a line of the tile; w: n.
 template <class T>
-__device__ void reconstruct_weights(Block<T> block, const Problem& p, const double* y, double* g, T* tile, double* w,
-                                    T* result) {
+__device__ void reconstruct_weights(Block<T> block, const Problem& p, int tiles, const double* y, double* g, T* tile,
+                                    double* w, T* result) {
   const int thread = threadIdx.x, threads = blockDim.x, lane = thread % WARP;
+#pragma unroll 1  // here and below: else the trip count takes a division, whose parts are kept
   for (int i = thread; i < p.n; i += threads) w[i] = 0.0;
-  for (int k = 0; k < tiles(p); ++k) {
-    const int count = tiles(p) > 1 ? block.load(p, k, tile) : block.lines(p, k);
+  for (int k = 0; k < tiles; ++k) {
+    const int count = tiles > 1 ? block.load(p, k, tile) : block.lines(p, k);
     for (int t = thread; t < count; t += threads) {
       double total = 0.0;
 #pragma unroll 8
@@ -72,7 +75,58 @@ __device__ void reconstruct_weights(Block<T> block, const Problem& p, const doub
     }
     __syncthreads();
   }
+#pragma unroll 1
   for (int i = thread; i < p.n; i += threads) result[i] = rounded<T>(w[i]);
+}
+
+// What becomes of a block whose Gram matrix is in room.S and room.A: EIGEN or SVD where this launch does not finish it;
+// of CHOLESKY the solution is in its Scratch. Ends with a barrier.
+template <int SLOTS, class T>
+__device__ Route decide(const Room<T>& room, unsigned char* memory, const Problem& p, const Sums& sums) {
+  const Block<T>& block = room.block;
+  const int order = room.order, across = room.across;
+  double* const S = part_of<double>(memory, room.S);
+  const double* const side = S + order * across;
+  if (p.wide) {  // x_last is the right-hand side, as F^T x_last is of a tall block
+    const T* const last = part_of<T>(memory, room.tile) + block.lines(p, room.tiles - 1);
+    for (int i = threadIdx.x; i < order; i += blockDim.x)
+      S[order * across + i] = S[i * across + order] = to_double(last[block.place(p, i)]);
+    if (threadIdx.x == 0) S[order * across + order] = 0.0;
+    __syncthreads();
+  }
+  const double size = sums.size, last = p.wide ? dot(side, side, order) : side[order];
+  Route way = triage(size, last, block, p);
+  if (way == EIGEN) {
+    const double near = 4.0 * p.gram * last;
+    const bool alike =
+        p.wide ? fabs(size - p.m * last) <= p.m * near : fabs(S[0] - last) <= near && fabs(side[0] - last) <= near;
+    if (keeps_rank_one(p) && is_constant(alike, block, p))
+      way = CONSTANT;
+    else if (const double needed = needed_of(p, room.order, sums); !room.beyond && !isnan(needed)) {
+      const Scratch scratch(part_of<double>(memory, room.partial), room.order);
+      double *const S = part_of<double>(memory, room.S), *const A = part_of<double>(memory, room.A);
+      if (certify_and_solve<SLOTS>(S, A, needed, room.across, scratch)) way = CHOLESKY;
+    }
+  }
+  __syncthreads();
+  return way;
+}
+
+// K^steps x_last of a block whose solution `decide` left.
+template <class T>
+__device__ void finish(const Room<T>& room, unsigned char* memory, const Problem& p, long long steps, T* result) {
+  const int order = room.order;
+  const Scratch scratch(part_of<double>(memory, room.partial), order);
+  T* const tile = part_of<T>(memory, room.tile);
+  double* const c = part_of<double>(memory, room.c);
+  if (p.wide) {
+    reconstruct_weights(room.block, p, room.tiles, scratch.a(), c, tile, part_of<double>(memory, room.S), result);
+  } else {
+    for (int k = threadIdx.x; k < order; k += blockDim.x) c[k] = scratch.a()[k];
+    __syncthreads();
+    advance_companion(scratch.a(), order, steps - 1, c, scratch.kept());
+    reconstruct_snapshots(room.block, p, room.tiles, c, tile, result);
+  }
 }
 
 // The certified, constant, zero and non-finite blocks of a batch from data to result; the others go onto the list
@@ -87,71 +141,44 @@ template <class T, class Sum, int R>
 __global__ void __launch_bounds__(128, R > 5 ? 2 : 4) predict(const T* data, Layout X, Problem p, long long steps,
                                                               T* out, signed char* route, double* grams, int* pending) {
   SHARED_MEMORY(memory);
-  const Room<T>& room = *reinterpret_cast<Room<T>*>(memory);
-  const int order = p.order, rows = order + 1, across = rows | 1;
-  const int thread = threadIdx.x, threads = blockDim.x;
-  const bool beyond = too_many(p, steps);
+  Room<T>& room = *reinterpret_cast<Room<T>*>(memory);
   constexpr int SLOTS = R <= 3 ? 1 : R <= 5 ? 2 : 3;
-
-  for (int b = blockIdx.x; b < p.blocks; b += gridDim.x) {
+  if (threadIdx.x == 0) {
+    Shared shared = {memory};
+    shared.take<Room<T>>(1);
+    const int across = (p.order + 1) | 1, square = (p.order + 1) * across;
+    T* const tile = shared.take<T>((p.wide ? p.n : p.columns) * p.pitch);
+    double* const S = shared.take<double>(square);
+    double* const A = shared.take<double>(square);
+    const Scratch scratch(shared, p.order);
+    double* const c = p.wide ? shared.take<double>(p.tile) : scratch.inverse();  // which is free once a is known
+    room.describe(Block<T>(data, X, p, 0), p, across, memory, tile, S, A, scratch.at, c);
+    room.beyond = too_many(p, steps);
+  }
+  for (int next = blockIdx.x; next < p.blocks;) {
     if (threadIdx.x == 0) {
-      Shared shared = {memory};
-      Room<T>& room = *shared.take<Room<T>>(1);
-      T* const tile = shared.take<T>((p.wide ? p.n : p.columns) * p.pitch);
-      double* const S = shared.take<double>(rows * across);
-      double* const A = shared.take<double>(rows * across);
-      const Scratch scratch(shared, order);
-      double* const c = p.wide ? shared.take<double>(p.tile) : scratch.inverse();  // which is free once a is known
-      room.describe(Block<T>(data, X, p, b), memory, tile, S, A, scratch.at, c);
+      room.b = next;
+      room.block.at = data + offset(X, next);
     }
     __syncthreads();
-    const Sums sums = gram_of<Sum, R>(room, memory, p, 0, tiles(p), across);
-    const Block<T>& block = room.block;
-    const Scratch scratch(part_of<double>(memory, room.partial), order);
-    T* const tile = part_of<T>(memory, room.tile);
-    double *const S = part_of<double>(memory, room.S), *const A = part_of<double>(memory, room.A);
-    double* const c = part_of<double>(memory, room.c);
-    const long long newest = p.m * (p.wide ? block.line_stride : block.row_stride);
-    const long long weight = p.wide ? block.row_stride : block.line_stride;
-    if (p.wide) {  // x_last is the right-hand side, as F^T x_last is of a tall block
-      for (int i = thread; i < order; i += threads)
-        S[order * across + i] = S[i * across + order] =
-            to_double(tile[block.place(p, i) + block.lines(p, tiles(p) - 1)]);
-      if (thread == 0) S[order * across + order] = 0.0;
-      __syncthreads();
-    }
-    const double* const side = S + order * across;
-    const double size = sums.size, last = p.wide ? dot(side, side, order) : side[order];
-    Route way = triage(size, last, block, p);
-    if (way == EIGEN) {
-      const double near = 4.0 * p.gram * last;
-      const bool alike =
-          p.wide ? fabs(size - p.m * last) <= p.m * near : fabs(S[0] - last) <= near && fabs(side[0] - last) <= near;
-      if (keeps_rank_one(p) && is_constant(alike, block, p))
-        way = CONSTANT;
-      else if (!beyond && certify_and_solve<SLOTS>(S, A, p, sums, across, scratch))
-        way = CHOLESKY;
-    }
-    __syncthreads();
-    if (thread == 0) {
+    const Sums sums = gram_of<Sum, R>(room, memory, p, 0, room.tiles);
+    const Route way = decide<SLOTS>(room, memory, p, sums);
+    const int b = room.b;
+    next = b + gridDim.x;
+    if (threadIdx.x == 0) {
       route[b] = way;
       if (way == EIGEN || way == SVD) pending[1 + atomicAdd(pending, 1)] = b;
     }
     T* const result = out + static_cast<long long>(b) * p.n;
     if (way == CHOLESKY) {
-      if (p.wide) {
-        reconstruct_weights(block, p, scratch.a(), c, tile, S, result);
-      } else {
-        for (int k = thread; k < order; k += threads) c[k] = scratch.a()[k];
-        __syncthreads();
-        advance_companion(scratch.a(), order, steps - 1, c, scratch.kept());
-        reconstruct_snapshots(block, p, c, tile, result);
-      }
+      finish(room, memory, p, steps, result);
     } else if (way == EIGEN) {
-      write_gram<Sum>(room, memory, p, 0, tiles(p), across, grams, b);
+      write_gram<Sum>(room, memory, p, 0, room.tiles, grams, b);
     } else if (way != SVD) {
-      for (int i = thread; i < p.n; i += threads)
-        result[i] = way == ZERO ? T(0) : way == CONSTANT ? block.at[newest + i * weight] : rounded<T>(nan(""));
+      const T* const newest = room.block.at + p.m * X.time;
+#pragma unroll 1
+      for (int i = threadIdx.x; i < p.n; i += blockDim.x)
+        result[i] = way == ZERO ? T(0) : way == CONSTANT ? newest[i * X.weight] : rounded<T>(nan(""));
     }
     __syncthreads();
   }

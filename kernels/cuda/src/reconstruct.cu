@@ -32,9 +32,12 @@ __global__ void __launch_bounds__(256)
           for (int k = 0; k < STATES; ++k)
             if (k < states) sums[k] = fma(c[t * STATES + k], x, sums[k]);
         }
-        for (int k = 0; k < states; ++k)
+#pragma unroll
+        for (int k = 0; k < STATES; ++k) {
+          if (k >= states) break;
           out[(static_cast<long long>(first + k) * p.blocks + b) * p.n + i] =
               rounded<T>(q ? sums[k] : from[static_cast<long long>(k) * p.n + i]);
+        }
       }
       __syncthreads();
     }

@@ -277,18 +277,27 @@ __device__ void accumulate_lagged(Block<T> block, const Problem& p, const T* til
 
 __device__ __forceinline__ int tiles(const Problem& p) { return (p.lines + p.tile - 1) / p.tile; }
 
-// Where a CTA keeps what belongs to its block; one thread writes it down for all, in shared memory: registers are for
-// the products. Places are bytes into shared memory: through a pointer that was kept there the compiler could no longer
-// tell which memory it reads. launch.py: ROOM_BYTES.
+// Where a CTA keeps what belongs to its block and all blocks; one thread writes it down for all, in shared memory:
+// registers are for the products, and what is read here after a barrier takes none before it. Places are bytes into
+// shared memory: through a pointer that was kept there the compiler could no longer tell which memory it reads.
+// launch.py: ROOM_BYTES.
 template <class T>
 struct Room {
   Block<T> block;
-  int tile, S, A, partial, c;  // two matrices; 16 numbers; what else a kernel needs
+  int S, tile;  // a matrix; the tile
+  int tiles;
+  int beyond;   // whether there are more steps than a certified block takes
+  int A, c;     // another matrix; what else a kernel needs
+  int b;        // the block's number
+  int order;
+  int partial;  // 16 numbers. 16 bytes from S and A: neighbours are read as one vector, whose registers stay together
+  int across;   // between rows of the matrices
 
-  __device__ void describe(const Block<T>& from, unsigned char* memory, T* tile, double* S, double* A, double* partial,
-                           double* c) {
+  __device__ void describe(const Block<T>& from, const Problem& p, int across, unsigned char* memory, T* tile,
+                           double* S, double* A, double* partial, double* c) {
     const auto place = [&](const void* part) { return static_cast<int>(static_cast<const unsigned char*>(part) - memory); };
-    *this = {from, place(tile), place(S), place(A), place(partial), place(c)};
+    const int tiles = fastkoop::tiles(p);
+    *this = {from, place(S), place(tile), tiles, 0, place(A), place(c), 0, p.order, place(partial), across};
   }
 };
 
@@ -301,7 +310,7 @@ __device__ T* part_of(unsigned char* memory, int place) {
 // room.S = the Gram matrix of a block's rows over tiles begin .. end, and its lower triangle in room.A; the last of the
 // tiles stays where tiles are.
 template <class Sum, int R, class T>
-__device__ Sums gram_of(const Room<T>& room, unsigned char* memory, const Problem& p, int begin, int end, int across) {
+__device__ Sums gram_of(const Room<T>& room, unsigned char* memory, const Problem& p, int begin, int end) {
   Sum sums[R * (R + 1) / 2];
 #pragma unroll
   for (int k = 0; k < R * (R + 1) / 2; ++k) sums[k].clear();
@@ -312,8 +321,9 @@ __device__ Sums gram_of(const Room<T>& room, unsigned char* memory, const Proble
     if (k + 1 < end) __syncthreads();
   }
   double *const S = part_of<double>(memory, room.S), *const A = part_of<double>(memory, room.A);
-  gather<Sum, R>(sums, room.block.rows, S, A, across);
-  return complete(S, A, blockDim.x > WARP, room.block.rows, p.order, across, part_of<double>(memory, room.partial));
+  gather<Sum, R>(sums, room.block.rows, S, A, room.across);
+  return complete(S, A, blockDim.x > WARP, room.block.rows, room.order, room.across,
+                  part_of<double>(memory, room.partial));
 }
 
 // D = Fp F^T over tiles begin .. end of a wide block; a single tile is in shared memory already.
@@ -332,14 +342,14 @@ __device__ void lagged_of(const Block<T>& block, const Problem& p, int begin, in
 // grams[slot] of a block whose first Gram matrix is S: S itself if tall, [F F^T; Fp F^T; x_last^T] if wide, where only
 // the last share of the lines has x_last. room.A is spent.
 template <class Sum, class T>
-__device__ void write_gram(const Room<T>& room, unsigned char* memory, const Problem& p, int begin, int end, int across,
+__device__ void write_gram(const Room<T>& room, unsigned char* memory, const Problem& p, int begin, int end,
                            double* grams, long long slot) {
   const Block<T>& block = room.block;
   const double* const S = part_of<double>(memory, room.S);
   double* const D = part_of<double>(memory, room.A);
-  const int rows = block.rows, height = p.wide ? 2 * rows + 1 : rows;
+  const int rows = block.rows, across = room.across, height = p.wide ? 2 * rows + 1 : rows;
   double* const gram = grams + slot * height * rows;
-  const bool newest = end == tiles(p) && begin < end;
+  const bool newest = end == room.tiles && begin < end;
   if (p.wide) lagged_of<Sum>(block, p, begin, end, part_of<T>(memory, room.tile), D, across);
   for (int at = threadIdx.x; at < height * rows; at += blockDim.x) {
     const int i = at / rows, j = at % rows;
