@@ -40,7 +40,7 @@ class Array(NamedTuple):
 
     def emptied(self) -> Array:
         """Kind, place and dtype alone: of an array without entries, so that the caller's memory can be given back."""
-        return self._replace(data=self.data.ravel()[:0].copy())
+        return self._replace(data=self.data[:0].ravel().copy())
 
     def __reduce__(self) -> tuple:
         """For copies and pickles: the caller's kind of array, which is read again."""

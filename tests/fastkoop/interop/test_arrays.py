@@ -68,3 +68,11 @@ def test_check_out(dtype):
     assert np.shares_memory(arrays.check_out(out, (4,), like).data, out)
     with pytest.raises(ValueError, match=r"shape \(4,\), got a numpy array of float\d\d and shape \(5,\)"):
         arrays.check_out(np.zeros(5, dtype), (4,), like)
+
+
+def test_an_emptied_array_is_not_copied_first():
+    """Of rows with padding between them it was: all of a recording, to keep nothing of it."""
+    data = np.broadcast_to(np.float32(1.0), (1 << 20, 1 << 20))  # four tebibytes, if they were
+    emptied = arrays.read(data).emptied()
+    assert emptied.data.size == 0 and emptied.data.dtype == np.float32 and emptied.kind == "numpy"
+    assert not np.shares_memory(emptied.data, data)
