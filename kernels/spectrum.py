@@ -8,6 +8,7 @@ from .contract import Factors
 
 LOOSE = 1e-6  # of the radius, by which clipping may leave an eigenvalue outside
 DEPENDENT = 1e4  # the condition number of eigenvectors from which it may: rounding is that number's square times 2e-16
+HOPELESS = 2.0**60  # from which on nothing of a clipped operator is certain, wherever its eigenvalues seem to lie
 
 
 def _finite(factors: Factors):
@@ -67,10 +68,11 @@ def clip(factors: Factors, radius: float) -> tuple[Factors, np.ndarray]:
     """
     condition = np.ones(len(factors.rank))
     readout, operator = factors.readout.copy(), factors.operator.copy()
-    for b, r, A in _finite(factors):
-        clipped = _clipped(A, radius)
+    for b, A, pairs in _outside(factors, radius):
+        clipped = _clipped(A, pairs, radius)
         if clipped is None:
             continue
+        r = len(A)
         A, turn, condition[b] = clipped
         k = len(A)
         operator[b, :r, :r], operator[b, :k, :k] = 0.0, A
@@ -78,11 +80,25 @@ def clip(factors: Factors, radius: float) -> tuple[Factors, np.ndarray]:
     return factors._replace(readout=readout, operator=operator), condition
 
 
-def _clipped(A: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, float] | None:
+def _outside(factors: Factors, radius: float):
+    """Index, operator and eigenpairs of every block with a finite operator and an eigenvalue outside."""
+    r = factors.operator.shape[1]
+    finite = np.where(np.arange(r)[:, None] < factors.rank[:, None, None], np.isfinite(factors.operator), True)
+    usable = finite.all(axis=(1, 2)) & (factors.rank > 0)
+    for rank in np.unique(factors.rank[usable]).tolist():
+        at = np.flatnonzero(usable & (factors.rank == rank))
+        operators = factors.operator[at, :rank, :rank]
+        values, P = np.linalg.eig(operators)
+        for k in np.flatnonzero((np.abs(values) > radius).any(axis=1)):
+            real = not np.any(np.imag(values[k]))  # as of the block alone, whatever the others' are
+            yield at[k], operators[k], (values[k].real, P[k].real) if real else (values[k], P[k])
+
+
+def _clipped(A: np.ndarray, pairs: tuple, radius: float) -> tuple[np.ndarray, np.ndarray, float] | None:
     """A, or as many of its leading coordinates as hold the radius once clipped, what the readout is multiplied by,
     and the condition number of the eigenvectors; None where nothing is outside."""
     for k in _fewer(len(A)):
-        values, P = np.linalg.eig(A[:k, :k])
+        values, P = pairs if k == len(A) else np.linalg.eig(A[:k, :k])
         moduli = np.abs(values)
         beyond = moduli > radius
         if not beyond.any():
@@ -94,7 +110,7 @@ def _clipped(A: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, floa
         except np.linalg.LinAlgError:
             continue
         clipped, turn = ((P * (values * shrunk)) @ back).real, ((P * shrunk) @ back).real
-        if condition <= DEPENDENT or _within(clipped, radius * (1.0 + LOOSE)):
+        if condition <= DEPENDENT or (condition < HOPELESS and _within(clipped, radius * (1.0 + LOOSE))):
             return clipped, turn, float(condition)
     return np.zeros((0, 0)), np.zeros((0, 0)), np.inf  # never seen: a single value has one eigenvector
 

@@ -78,3 +78,10 @@ def test_a_defective_operator_does_not_stop_the_batch():
     clipped, condition = kernels.clip(factors_of(np.array([[2.0, 1.0], [0.0, 2.0]]), np.diag([3.0, 0.5])), 1.0)
     assert condition[0] > 1e10
     np.testing.assert_allclose(kernels.eigenvalues(clipped)[1], [1, 0.5], atol=1e-12)
+
+
+def test_eigenvectors_that_say_nothing_lose_a_coordinate():
+    """Clipped, its eigenvalues seem to lie on the circle, and its powers grow beyond any dtype all the same."""
+    clipped, condition = kernels.clip(factors_of(np.array([[2.0, 1e40], [0.0, 0.5]])), 1.0)
+    np.testing.assert_array_equal(clipped.operator[0], [[1.0, 0.0], [0.0, 0.0]])
+    assert condition[0] == 1.0 and not clipped.readout[0, :, 1].any()
