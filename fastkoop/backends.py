@@ -10,17 +10,17 @@ import numpy as np
 from . import kernels
 from .checks import InputError, integer
 from .interop.place import Place
-from .kernels import observed, pooled
+from .kernels import observed, pooled, triangles
 from .kernels.contract import COORDINATES
 from .kernels.cpu import large
 from .kernels.cpu.cache import cache_place
 from .kernels.cpu.lapack import tridiagonalize
-from .kernels.plan import NON_FINITE, ROUTES, Plan, plan, resolution
+from .kernels.plan import NON_FINITE, ROUTES, SVD, Plan, plan, resolution
 
 __all__ = [
-    "COORDINATES", "NON_FINITE", "ROUTES", "Plan", "backend_for", "cache_place", "cuda", "each_large_block",
+    "COORDINATES", "NON_FINITE", "ROUTES", "SVD", "Plan", "backend_for", "cache_place", "cuda", "each_large_block",
     "get_num_threads", "kernels", "observed", "plan", "pooled", "resident", "resolution", "set_num_threads", "strips",
-    "tridiagonalize",
+    "triangles", "tridiagonalize",
 ]  # fmt: skip
 
 

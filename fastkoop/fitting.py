@@ -10,27 +10,30 @@ from .interop.arrays import Array
 from .linalg import fits
 from .options import Options
 
-KEPT = 4  # a block's Gram matrix is kept if it takes no more than one part in so many of its snapshots' memory
+KEPT = 4  # Gram matrices and triangles are kept if one takes at most one part in so many of a block's memory
 
 
-def gram_of(backend, X, options: Options) -> Any | None:
+def kept_of(backend, X, options: Options) -> backends.triangles.Kept | None:
     """The Gram matrices (B, m+1, m+1) of tall blocks X (m+1, ..., n), if they are worth keeping beside X.
 
-    Corners of them are those of X's first snapshots.
+    And with anything but the defaults, triangles of blocks that these do not settle. Corners of both are those of X's
+    first snapshots.
     """
     observed, columns, n = options.observables.observed, len(X), X.shape[-1]
     if not observed.tall(n, columns) or 8 * columns * KEPT > n * X.itemsize or not math.prod(X.shape[1:-1]):
         return None
-    return backend.gram(X, "snapshots") if options.plain else backends.observed.gram(backend, X, observed)
+    if options.plain:
+        return backends.triangles.Kept(backend.gram(X, "snapshots"), False, None)
+    return backends.observed.keep(backends.observed.gram(backend, X, observed), observed)
 
 
-def operators(backend, X, options: Options, *, refine: bool = False, gram=None) -> backends.observed.Lifted:
-    """Operators of the snapshots X (m+1, ..., n), as published; gram: `gram_of` X, or of more whose corner this is."""
+def operators(backend, X, options: Options, *, refine: bool = False, kept=None) -> backends.observed.Lifted:
+    """Operators of the snapshots X (m+1, ..., n), as published; kept: `kept_of` X, or of more whose corner this is."""
     observed = options.observables.observed
     rule = options.rule(X.shape[-1], len(X), X.dtype)
     if not options.plain:
-        return backends.observed.fit(backend, X, rule, observed, refine=refine, gains=options.project, known=gram)
-    known = {} if gram is None else {"known": gram}
+        return backends.observed.fit(backend, X, rule, observed, refine=refine, gains=options.project, known=kept)
+    known = {} if kept is None else {"known": kept.gram}
     factors = backend.fit(X, rule, refine=refine, **known)
     return backends.observed.Lifted(factors, backend.xp.zeros(factors.start.shape), None, None, None)
 

@@ -100,11 +100,21 @@ def judge(squares: np.ndarray, rule: Rule = RULE) -> tuple[np.ndarray, np.ndarra
     return error, baseline, rule(error, baseline, apart), apart
 
 
+def summed(squares: np.ndarray) -> np.ndarray:
+    """The squares (7,) of blocks (..., 7) together."""
+    with np.errstate(over="ignore"):
+        return squares.reshape(-1, len(SQUARES)).sum(axis=0)
+
+
+def plain(judged: tuple[np.ndarray, ...], at: Any = ()) -> Overall:
+    """One of several verdicts, in plain numbers."""
+    error, baseline, pays, _ = judged
+    return Overall(float(error[at]), float(baseline[at]), bool(pays[at]))
+
+
 def overall(squares: np.ndarray) -> Overall:
     """The verdict on blocks (..., 7) together."""
-    with np.errstate(over="ignore"):
-        error, baseline, pays, _ = judge(squares.reshape(-1, len(SQUARES)).sum(axis=0))
-    return Overall(float(error), float(baseline), bool(pays))
+    return plain(judge(summed(squares)))
 
 
 @functools.cache
@@ -193,49 +203,57 @@ class Forecasting(Reports):
     def _misses_of(self, earlier, first: int) -> np.ndarray:
         columns, B = len(self._X), len(self._factors.rank)
         ahead, far = columns - first, RECORDINGS * (columns - 1)
-        rows = self._xp.asarray(np.broadcast_to(guesses(first, columns), (B, 4, columns)))
         if self._tall:
-            own, there = earlier._combinations(np.array([ahead, far + ahead]), columns).swapaxes(0, 1)
-            whole = self._combinations(np.array([far]), columns)[:, 0]
-            apart = whole - there
-            own[:, -1] -= 1.0
-            whole[:, -1] -= 1.0
-            return self._squares(self._xp.stack([own, *rows.swapaxes(0, 1), apart, whole], axis=1))
+            rows = self._xp.zeros((B, len(SQUARES), columns))
+            earlier._put_combinations(np.array([ahead, far + ahead]), rows[:, ::5])
+            rows[:, 1:5] = self._xp.asarray(guesses(first, columns))
+            self._put_combinations(np.array([far]), rows[:, 6:])
+            rows[:, 5] -= rows[:, 6]
+            rows[:, ::6, -1] -= 1.0
+            return self._squares(rows)
+        rows = self._xp.asarray(np.broadcast_to(guesses(first, columns), (B, 4, columns)))
         last = self._weights(-1)
         whole = self._states(np.array([far]))[0].astype(np.float64)
         own, there = earlier._states(np.array([ahead, far + ahead])).astype(np.float64)
         missed, *beyond = (self._summed((state**2)[None]) for state in (own - last, whole - there, whole - last))
         if earlier._tall:  # whose combinations tell more than states that are rounded
-            own = earlier._combinations(np.array([ahead]), columns)
-            own[:, :, -1] -= 1.0
-            missed = self._squares(own)
+            combined = self._xp.zeros((B, 1, columns))
+            earlier._put_combinations(np.array([ahead]), combined)
+            combined[:, :, -1] -= 1.0
+            missed = self._squares(combined)
         return np.concatenate([missed, self._squares(rows), *beyond], axis=1)
 
-    def _combinations(self, steps: np.ndarray, columns: int):
-        """States of tall blocks as combinations (B, k, columns) of snapshots, of which there may be later ones."""
+    def _put_combinations(self, steps: np.ndarray, out) -> None:
+        """States of tall blocks into zeros (B, k, columns): combinations of snapshots, of which there may be later
+        ones."""
         coefficients = self.backend.evolve(self._factors, steps)
-        rows = self._xp.zeros((len(coefficients), len(steps), columns))
-        rows[:, :, len(self._X) - coefficients.shape[2] : len(self._X)] = coefficients
-        return rows
+        out[:, :, len(self._X) - coefficients.shape[2] : len(self._X)] = coefficients
 
     def _squares(self, rows) -> np.ndarray:
-        """||rows X||^2 (B, k) of combinations (B, k, columns) of a block's weights: of the Gram matrix where that can
-        tell, of the snapshots where it cannot."""
-        B, k, columns = rows.shape
-        exact = np.ones(B, np.bool_)
-        squares = np.zeros((B, k))
-        if self._gram is not None and not self.options.observables.momentum:
-            sizes = np.sqrt(np.einsum("bii->bi", self._gram))
-            squares = np.einsum("bki,bki->bk", rows @ self._gram, rows)
-            rounding = 2.0**-52 * (8.0 + math.sqrt(self._n)) * np.einsum("bki,bi->bk", np.abs(rows), sizes) ** 2
-            exact = ~((_needed(squares) > CLEAR * rounding) | ~np.isfinite(rounding)).all(axis=1)
-        if exact.any():
-            at = np.flatnonzero(exact)
-            flat = self._X[..., self._columns].reshape(columns, B, self._n)
-            part = flat if len(at) == B else self._xp.ascontiguousarray(flat[:, at])
-            sums = self.backend.combine(part, self._xp.ascontiguousarray(rows[at]), products=False)
-            squares[at] = self._summed(sums.astype(np.float64) ** 2)
+        """||rows X||^2 (B, k) of combinations (B, k, columns) of a block's weights: of what was kept of the block where
+        that can tell, of the snapshots where it cannot."""
+        if self._kept is None or self.options.observables.momentum:
+            return self._squares_of_snapshots(rows, np.arange(len(rows)))
+        kept, columns = self._kept, rows.shape[2]
+        sizes = np.sqrt(np.einsum("bii->bi", kept.gram))
+        squares = ((rows @ kept.gram) * rows).sum(axis=2)
+        rounding = 2.0**-52 * (8.0 + math.sqrt(self._n)) * (np.abs(rows) @ sizes[:, :, None])[..., 0] ** 2
+        unclear = ~((_needed(squares) > CLEAR * rounding) | ~np.isfinite(rounding))
+        if kept.known.any():  # by triangles, of which nothing is squared before it is summed
+            at = np.flatnonzero(kept.known)
+            squares[at] = ((rows[at] @ kept.lower[at, :columns, :columns]) ** 2).sum(axis=2) * kept.unit[at, None] ** 2
+            unclear[at] = False
+        at = np.flatnonzero(unclear.any(axis=1))
+        if len(at):
+            squares[at] = self._squares_of_snapshots(rows[at], at)
         return squares
+
+    def _squares_of_snapshots(self, rows, at: np.ndarray) -> np.ndarray:
+        """The same of the blocks `at`, by one pass over them."""
+        flat = self._X[..., self._columns].reshape(len(self._X), len(self._factors.rank), self._n)
+        part = flat if len(at) == flat.shape[1] else self._xp.ascontiguousarray(flat[:, at])
+        sums = self.backend.combine(part, self._xp.ascontiguousarray(rows), products=False)
+        return self._summed(sums.astype(np.float64) ** 2)
 
     def _summed(self, squares) -> np.ndarray:
         """Sums (B, k) over the weights of squares (k, B, n), over those of all ranks."""

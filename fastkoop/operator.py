@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from . import backends, checks, pool
-from .backends import COORDINATES, NON_FINITE, backend_for
+from .backends import COORDINATES, NON_FINITE, SVD, backend_for
 from .cutoff import Cutoff
-from .fitting import gram_of, operators, refuse_what_does_not_fit, stabilized
+from .fitting import kept_of, operators, refuse_what_does_not_fit, stabilized
 from .forecast import Forecasting
 from .interop import arrays, traced
 from .interop.traced import in_scope
@@ -150,10 +150,10 @@ class KoopmanOperator(Modes, Forecasting):
 
     def __init__(
         self, snapshots, options: Options, backend, source: arrays.Array, spread=None, *, refine=False,
-        check_finite=True, gram=None, pairs: pool.Pool | None = None,
+        check_finite=True, kept=None, pairs: pool.Pool | None = None,
     ):  # fmt: skip
         self._X, self.options, self.backend, self._xp, self._source = snapshots, options, backend, backend.xp, source
-        self._spread, self._check_finite, self._refine, self._gram = spread, check_finite, refine, gram
+        self._spread, self._check_finite, self._refine, self._kept = spread, check_finite, refine, kept
         self._pool = pairs
         observed, columns = options.observables.observed, len(snapshots)
         self._batch, self._n = snapshots.shape[1:-1], options.observables.weights(snapshots.shape[-1])
@@ -166,9 +166,9 @@ class KoopmanOperator(Modes, Forecasting):
         if pairs is not None:
             found = pairs.fitted(backend, options, refine)
         elif spread is None:
-            if gram is None and source.place.on_host and not refine:
-                self._gram = gram_of(backend, snapshots, options)
-            found = operators(backend, snapshots, options, refine=refine, gram=self._gram)
+            if kept is None and source.place.on_host and not refine:
+                self._kept = kept_of(backend, snapshots, options)
+            found = operators(backend, snapshots, options, refine=refine, kept=self._kept)
         else:
             found = backends.observed.moved(backend.xp, spread.fitted(backend.host(snapshots)))
         self._published = found.factors
@@ -406,12 +406,19 @@ class KoopmanOperator(Modes, Forecasting):
         return self._readout, self._factors
 
     def _earlier(self, columns: int) -> KoopmanOperator:
-        """The operator of the first snapshots alone, by a corner of the Gram matrix where it has been kept."""
+        """The operator of the first snapshots alone, by a corner of what has been kept."""
         first, observed = self._X[:columns], self.options.observables.observed
-        tall = self._gram is not None and observed.tall(first.shape[-1], columns)
-        gram = self._gram[:, :columns, :columns] if tall else None
-        options = {"refine": self._refine, "check_finite": False, "gram": gram}
-        return KoopmanOperator(first, self.options, self.backend, self._source, self._spread, **options)
+        tall = self._kept is not None and observed.tall(first.shape[-1], columns)
+        kept = self._kept.corner(columns) if tall else None
+        refine = self._refine or (kept is None and self._unsettled)
+        return KoopmanOperator(
+            first, self.options, self.backend, self._source, self._spread, refine=refine, check_finite=False, kept=kept
+        )
+
+    @property
+    def _unsettled(self) -> bool:
+        """Whether no block was settled by its Gram matrix, so that those of its first snapshots are not worth a try."""
+        return self._source.place.on_host and self._spread is None and bool((self._published.route == SVD).all())
 
     def _without_last(self):
         if self._pool is not None:

@@ -28,7 +28,7 @@ class Reports:
     _xp: Any  # the backend's array module
     _source: Array  # X's kind and place
     _pool: Any  # pairs that are no single trajectory; None of one
-    _gram: Any  # Gram matrices of tall blocks, where they have been kept
+    _kept: Any  # of tall blocks what forecasts can use again, see `fitting.kept_of`
     _spread: Any  # what has the other parts of the blocks; None of whole ones
     _batch: tuple[int, ...]
     _check_finite: bool

@@ -82,4 +82,6 @@ def merge(factors: Factors, chosen: np.ndarray, exact: Factors) -> Factors:
 
 def _widened(array: np.ndarray, axes: tuple[int, ...], r: int) -> np.ndarray:
     """A copy with zeros appended along some axes, up to r."""
-    return np.pad(array, [(0, r - size if axis in axes else 0) for axis, size in enumerate(array.shape)])
+    out = np.zeros([r if axis in axes else size for axis, size in enumerate(array.shape)], array.dtype)
+    out[tuple(map(slice, array.shape))] = array
+    return out

@@ -18,15 +18,17 @@ import numpy as np
 
 from . import cpu
 from .contract import COORDINATES as FACTOR_COORDINATES
-from .contract import DIGITS, Factors
-from .cpu import library
+from .contract import Factors
 from .cpu.large import over_large, quiet
 from .cpu.threads import get_num_threads
-from .factors import assemble, merge
-from .plan import NON_FINITE, UNRESOLVED, ZERO, resolution
+from .exact import by_svd, centred, stacked, uncentred
+from .factors import merge
+from .plan import EIGEN, NON_FINITE, UNRESOLVED, ZERO, resolution
+from .triangles import Kept, StandIns, stand_ins
 
 WORKSPACE = 1 << 27  # bytes of Gram matrices, or of converted numbers, that are worked on at a time
 STRIP = 1 << 24  # bytes of float64 numbers that a tall block is converted to at a time
+TOGETHER = 1 << 16  # numbers of blocks whose singular vectors are found in one call
 GAIN = 1e4  # W^T W does not tell what is near 1 beside such singular values of W; the block's own pairs then do
 
 
@@ -77,12 +79,13 @@ def fit(
         refine: the SVD of the pairs themselves for every block, in host memory.
         gains: make what `non_expansive` needs.
         dtype: of the data that X stands in for, if it is not X's own.
-        known: Gram matrices of tall blocks as `gram` makes them, where they have been made.
+        known: of tall blocks what has been kept, with Gram matrices as `gram` makes them; triangles that are made are
+            put there.
     """
     dtype, first, parts = dtype or X.dtype, 0, []
     for part in _slices(X, observed):
         count = math.prod(part.shape[1:-1])
-        made = None if known is None else known[first : first + count]
+        made = None if known is None else known.of(slice(first, first + count))
         parts.append(_fit(contract, part, cutoff, observed, refine, gains, dtype, made))
         first += count
     return _stack(contract.xp, parts)
@@ -104,18 +107,24 @@ def _slices(X, observed: Observed):
     return [X[:, at : at + some] for at in range(0, max(X.shape[1], 1), some)]
 
 
-def _fit(contract, X, cutoff, observed: Observed, refine: bool, gains: bool, dtype, known) -> Lifted:
+def _fit(contract, X, cutoff, observed: Observed, refine: bool, gains: bool, dtype, known: Kept | None) -> Lifted:
     """`fit` of blocks that fit the workspace."""
-    if observed.tall(X.shape[-1], len(X)):
-        S = gram(contract, X, observed) if known is None else known
-        lifted = from_gram(contract, S, X.shape[-1], observed, cutoff, dtype, gains=gains)
+    n, tall = X.shape[-1], observed.tall(X.shape[-1], len(X))
+    every = np.arange(math.prod(X.shape[1:-1]))
+    if len(every) and (refine or (known is not None and known.known.all())):  # better than Gram matrices
+        return moved(contract.xp, _exactly(contract, X, every, cutoff, observed, gains, dtype, known))
+    if tall:
+        S = gram(contract, X, observed) if known is None else known.gram
+        lifted = from_gram(contract, S, n, observed, cutoff, dtype, gains=gains)
     else:
         lifted = _from_pairs(contract, X, cutoff, observed, gains, dtype)
-    suspects = np.arange(len(lifted.factors.rank)) if refine else unsettled(contract, lifted, dtype)
+    suspects = unsettled(contract, lifted, dtype)
     if not len(suspects):
         return lifted
-    blocks = contract.host(X.reshape(len(X), -1, X.shape[-1])[:, suspects])
-    return replace(contract, lifted, suspects, _exactly(blocks, cutoff, observed, gains, dtype))
+    exact = _exactly(contract, X, suspects, cutoff, observed, gains, dtype, known)
+    if len(suspects) == len(lifted.factors.rank):
+        return moved(contract.xp, exact)
+    return replace(contract, lifted, suspects, exact)
 
 
 def unsettled(contract, lifted: Lifted, dtype) -> np.ndarray:
@@ -186,11 +195,18 @@ def from_gram(contract, gram, n: int, observed: Observed, cutoff, dtype, *, gain
         means, last = centred(xp, means), centred(xp, last)
         layout = xp.concatenate([G, H, last.swapaxes(1, 2)], axis=1)
         factors, drift = _tall(contract, contract.solve(layout, pairs, rows, cutoff, dtype), G, means)
+        _doubt(factors, xp.einsum("bii->b", S[:, :-1, :-1]), resolution(rows, pairs, dtype).least)
     else:
         factors = contract.solve(S, rows, pairs, cutoff, dtype)
         drift = xp.zeros(factors.start.shape)
     after = _roots(contract, factors, lambda B, at: B.swapaxes(1, 2) @ (S[at, 1:, 1:] @ B)) if gains else None
     return Lifted(factors, drift, None, None, after)
+
+
+def _doubt(factors: Factors, size, least: float) -> None:
+    """Route "unresolved" where centring leaves too little of a Gram matrix of trace `size`, whose rounding stays."""
+    lost = (factors.route == EIGEN) & (factors.smallest**2 < least * size)
+    factors.route[lost], factors.edge[lost] = UNRESOLVED, True
 
 
 def _roots(contract, factors: Factors, products):
@@ -248,11 +264,13 @@ def _from_pairs(contract, X, cutoff, observed: Observed, gains: bool, dtype) -> 
     S = contract.gram(Z, "weights")
     before, mean, last = _means(contract, Z, observed)
     if observed.affine:
+        size = contract.xp.einsum("bii->b", S[:, :rows])
         S[:, :rows] -= (len(Z) - 1) * before[:, :, None] * before[:, None]
         S[:, rows : 2 * rows] -= (len(Z) - 1) * mean[:, :, None] * before[:, None]
         S[:, 2 * rows] = last
     factors = contract.solve(S, rows, pairs, cutoff, dtype)
     if observed.affine:
+        _doubt(factors, size, resolution(rows, pairs, dtype).least)
         drift = _sums(contract, factors.basis.swapaxes(0, 1), mean - before)
         mean = mean + contract.xp.tile(origin.reshape(-1, X.shape[-1]), (1, observed.delay))
     else:
@@ -260,13 +278,6 @@ def _from_pairs(contract, X, cutoff, observed: Observed, gains: bool, dtype) -> 
     rest = last - _sums(contract, factors.basis.transpose(2, 0, 1), factors.start)
     after = _roots(contract, factors, lambda W, _: W.swapaxes(1, 2) @ W) if gains else None
     return Lifted(factors, drift, mean, rest, after)
-
-
-def stacked(xp, X, delay: int):
-    """Delayed snapshots (columns - delay + 1, B, delay n) of X (columns, B, n), the newest rows first."""
-    if delay == 1:
-        return X
-    return xp.concatenate([X[delay - 1 - k : len(X) - k] for k in range(delay)], axis=-1)
 
 
 def _means(contract, Z, observed: Observed):
@@ -277,62 +288,40 @@ def _means(contract, Z, observed: Observed):
     return before, after, Z[-1] - before
 
 
-def centred(xp, A):
-    """Q^T A with Q an orthonormal basis of what sums to zero along the axis of A (B, m, k): (B, m-1, k).
+def _exactly(contract, X, chosen, cutoff, observed: Observed, gains: bool, dtype, known: Kept | None) -> Lifted:
+    """`fit` of a few blocks, of which those are chosen, by the SVD of their pairs in host memory.
 
-    Q is a Householder reflector without its first column.
+    Pairs of tall blocks are those of what stands in for them, see `triangles`.
     """
-    v = xp.asarray(_reflector(A.shape[1]))
-    return (A - 2.0 * v[:, None] * (v @ A)[:, None])[:, 1:]
+    columns, n = len(X), X.shape[-1]
+    X = X.reshape(columns, -1, n)
+    if known is not None:
+        part = known.stand_ins(X, chosen)
+    else:
+        if contract is not cpu:
+            X, chosen = contract.host(X[:, chosen]), np.arange(len(chosen))
+        if observed.tall(n, columns):
+            part = stand_ins(X, chosen, centre_of(columns, observed))
+        else:
+            part = StandIns(X[:, chosen].swapaxes(0, 1).astype(np.float64), np.ones(len(chosen)))
+    most = max(1, min(TOGETHER // (columns * part.rows.shape[2]), -(-len(chosen) // get_num_threads())))
+    together = [slice(at, at + most) for at in range(0, len(chosen), most)]
+
+    def reduce(k: int) -> Lifted:
+        few = StandIns(*(array[together[k]] for array in part))
+        return Lifted(*by_svd(few, n, cutoff, observed, dtype, gains))
+
+    return _stack(np, over_large(reduce, len(together), min(observed.shape(n, columns))))
 
 
-def uncentred(xp, A):
-    """Q A of A (B, m-1, k): (B, m, k), whose columns sum to zero."""
-    v = xp.asarray(_reflector(A.shape[1] + 1))
-    sums = -2.0 * v[:, None] * (v[1:] @ A)[:, None]
-    sums[:, 1:] += A
-    return sums
+def centre_of(columns: int, observed: Observed) -> int | None:
+    """The snapshot that is taken off before anything is made of the others, if any is."""
+    return columns // 2 if observed.affine else None
 
 
-def _reflector(m: int) -> np.ndarray:
-    """The unit vector whose reflection takes 1 / sqrt(m) (1, ..., 1) to minus the first axis."""
-    v = np.full(m, 1.0 / math.sqrt(m))
-    v[0] += 1.0
-    return v / np.linalg.norm(v)
-
-
-def _exactly(blocks: np.ndarray, cutoff, observed: Observed, gains: bool, dtype) -> Lifted:
-    """`fit` of a few blocks (m+1, B, n) in host memory, by the SVD of each one's pairs."""
-    rows, pairs = observed.shape(blocks.shape[-1], len(blocks))
-    wide, digits, bounds = rows <= pairs, DIGITS[np.dtype(dtype)], resolution(rows, pairs, dtype)
-
-    def reduce(b: int) -> tuple:
-        X = blocks[:, b].astype(np.float64)
-        origin = X[len(X) // 2].copy() if observed.affine else np.zeros(X.shape[1])
-        Z = stacked(np, (X - origin)[:, None], observed.delay)
-        before, mean, last = (part[0] for part in _means(cpu, Z, observed))
-        F, Fp = (centred(np, side.swapaxes(0, 1))[0].T if observed.affine else side[:, 0].T for side in (Z[:-1], Z[1:]))
-        reduced = library.reduce_pairs(F, Fp, last, cutoff, digits, bounds)
-        U = reduced.basis if wide else F @ reduced.basis
-        drift, rest = U.T @ (mean - before), last - U @ reduced.start
-        W = reduced.readout if wide else Fp @ reduced.readout
-        root = np.zeros((reduced.rank, reduced.rank))
-        if gains and reduced.rank and np.isfinite(W).all():
-            _, s, Qt = np.linalg.svd(W, full_matrices=False)
-            root[: len(s)] = s[:, None] * Qt
-        if not wide and observed.affine:
-            basis = uncentred(np, reduced.basis[None])[0]
-            reduced = reduced._replace(basis=basis, readout=basis)
-        return reduced, drift, mean + np.tile(origin, observed.delay), rest, root
-
-    parts = over_large(reduce, blocks.shape[1], min(rows, pairs))
-    factors = assemble([part[0] for part in parts], rows if wide else len(blocks) - observed.delay)
-    r = factors.operator.shape[1]
-    drift, after = np.zeros((len(parts), r)), np.zeros((len(parts), r, r))
-    for b, (reduced, change, _, _, root) in enumerate(parts):
-        drift[b, : reduced.rank], after[b, : reduced.rank, : reduced.rank] = change, root
-    mean, rest = (np.array([part[k] for part in parts]) if wide else None for k in (2, 3))
-    return Lifted(factors, drift, mean, rest, after if gains else None)
+def keep(gram, observed: Observed) -> Kept:
+    """What to hand to `fit` as `known`, from Gram matrices (B, m+1, m+1) of tall blocks as `gram` makes them."""
+    return Kept(gram, True, centre_of(gram.shape[1], observed))
 
 
 COORDINATES = {"drift": (1,), "gains": (1, 2)}  # axes of Lifted's arrays that run over coordinates

@@ -18,6 +18,7 @@ from .cpu.large import over_large, quiet
 from .factors import assemble
 from .observed import STRIP, WORKSPACE, Lifted, _stack, replace, unsettled
 from .plan import NON_FINITE, SVD, UNRESOLVED, plan, resolution
+from .triangles import lower
 
 
 @quiet
@@ -172,14 +173,11 @@ def _exactly(contract, pairs: _Pairs, suspects: np.ndarray, cutoff, dtype, gains
 def condensed(A: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (rows, 2 rows) whose products among themselves are those of the many pairs (rows, k): the same operator.
 
-    They are the triangle of [A; after]^T = Q R, gathered over strips of pairs (Demmel, Grigori, Hoemmen and Langou
-    2012): nothing is squared, and the SVD that follows is of 2 rows columns instead of k.
+    They are the triangle of [A; after] = L Q, see `triangles`: the SVD that follows is of 2 rows columns instead of k.
     """
     rows, k = A.shape
     if k <= 2 * rows:
         return A, after
-    R, strip = np.empty((0, 2 * rows)), max(4 * rows, STRIP // (16 * rows))
-    for at in range(0, k, strip):
-        pairs = slice(at, at + strip)
-        R = np.linalg.qr(np.vstack([R, np.hstack([A[:, pairs].T, after[:, pairs].T])]), mode="r")
-    return R[:, :rows].T, R[:, rows:].T
+    strip = max(4 * rows, STRIP // (16 * rows))
+    L = lower(np.concatenate([A[:, at : at + strip], after[:, at : at + strip]]) for at in range(0, k, strip))
+    return L[:rows], L[rows:]

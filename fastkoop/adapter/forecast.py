@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..forecast import SPLIT, SQUARES, Forecast, Overall, judge, overall
+from ..forecast import SPLIT, SQUARES, Forecast, Overall, judge, plain, summed
 from .buffers import GroupBuffer
 from .fits import Fits
 from .parts import Parts
@@ -36,16 +36,21 @@ def forecasts(parts: Parts, fits: Fits, position: float) -> Forecasts:
     operators_of_all = fits.ready(position)
     if fits.forecasts is not None:
         return fits.forecasts
-    by_layer, total = Forecasts(), np.zeros(len(SQUARES))
-    groups = zip(parts.with_operators(operators_of_all), parts.spreads, strict=True)
-    for (recording, operators), spread in groups:
-        squares = np.concatenate([op.misses() for op in operators])
-        told = (torch.from_numpy(np.ascontiguousarray(values)) for values in judge(squares))
-        by_layer[recording.group.name] = Forecast(*told, overall(squares), Layer(operators))
-        total = total + squares.sum(axis=0) / copies(recording, spread, parts)
+    groups = [*zip(parts.with_operators(operators_of_all), parts.spreads, strict=True)]
+    squares = [np.concatenate([op.misses() for op in operators]) for (_, operators), _ in groups]
+    sums = [summed(blocks) for blocks in squares]
+    total = np.zeros(len(SQUARES))
+    for layer, ((recording, _), spread) in zip(sums, groups, strict=True):
+        total = total + layer / copies(recording, spread, parts)
     if parts.ranks is not None:  # whose blocks are others
         total = parts.ranks.sum("forecast", total)
-    by_layer.overall = overall(total)
+    judged = judge(np.concatenate([*squares, sums, total[None]]))  # at once: a call costs more than what it judges
+    by_layer, first = Forecasts(), 0
+    for number, (blocks, ((recording, operators), _)) in enumerate(zip(squares, groups, strict=True)):
+        told = (torch.from_numpy(values[first : first + len(blocks)].copy()) for values in judged)
+        by_layer[recording.group.name] = Forecast(*told, plain(judged, number - len(groups) - 1), Layer(operators))
+        first += len(blocks)
+    by_layer.overall = plain(judged, -1)
     fits.forecasts = by_layer
     return by_layer
 

@@ -182,7 +182,7 @@ def evolve(factors: Factors, steps: np.ndarray) -> np.ndarray:
     steps = ascending(steps)
     out = np.empty((B, len(steps), q))
     work = out.size * r + B * r * r * int(steps[-1] if len(steps) else 0)
-    far = len(steps) and np.diff(steps, prepend=1).max() > LEAST_SQUARED
+    far = len(steps) and np.diff(steps).max(initial=steps[0] - 1) > LEAST_SQUARED
     over_blocks(
         algebra.evolve_range if far else algebra.evolve_near, B, work, factors.readout, factors.operator, factors.start,
         factors.rank, steps, out,

@@ -1,5 +1,7 @@
 """Forecasts against dense NumPy: a fit of the first part, and every guess by itself."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -219,19 +221,71 @@ class TestKinds:
 def test_a_kept_gram_matrix_changes_no_bit(dtype, rng):
     """What is kept for forecasts is what the fit makes anyway."""
     from fastkoop.backends import kernels, observed
-    from fastkoop.fitting import gram_of
+    from fastkoop.fitting import kept_of
     from fastkoop.options import Options
 
     for n, m in ((80, 6), (1200, 120)):
         X = np.ascontiguousarray(np.moveaxis(np.array([descent(rng, n, m + 1) for _ in range(3)], dtype), -1, 0))
-        S = gram_of(kernels, X, Options())
+        S = kept_of(kernels, X, Options()).gram
         assert S.shape == (3, m + 1, m + 1)
         plain, known = kernels.fit(X, ("relative", 1e-6)), kernels.fit(X, ("relative", 1e-6), known=S)
         for name in plain._fields:
             np.testing.assert_array_equal(getattr(known, name), getattr(plain, name), err_msg=name)
         affine = observed.Observed(1, True)
-        S = gram_of(kernels, X, Options(observables=fk.Affine()))
+        S = kept_of(kernels, X, Options(observables=fk.Affine()))
         plain, known = (observed.fit(kernels, X, ("relative", 1e-6), affine, known=known) for known in (None, S))
         np.testing.assert_array_equal(known.factors.operator, plain.factors.operator)
         np.testing.assert_array_equal(known.drift, plain.drift)
-    assert gram_of(kernels, np.zeros((30, 2, 40), dtype), Options()) is None  # more to keep than the snapshots
+    assert kept_of(kernels, np.zeros((30, 2, 40), dtype), Options()) is None  # more to keep than the snapshots
+
+
+SMOOTH = {"observables": fk.Affine(), "cutoff": fk.Rank(8), "stabilize": "clip"}
+
+
+def recordings(rng, dtype, count=3, n=2000, columns=13):
+    """Smooth ones, which no Gram matrix settles."""
+    rates = np.linspace(0.8, 0.995, 8)
+    return np.array([descent(rng, n, columns, rates) for _ in range(count)]).astype(dtype)
+
+
+@pytest.mark.parametrize("options", [SMOOTH, SMOOTH | {"observables": (fk.Delay(2), fk.Affine())}], ids=str)
+def test_a_forecast_does_not_read_the_recording_again(options, dtype, rng):
+    """It takes what the fit has kept, also of blocks that their Gram matrices do not settle."""
+    X = recordings(rng, dtype)
+    expected = fk.fit(X.copy(), **options).forecast()
+    op = fk.fit(X, **options)
+    assert (op.route == "svd").all()
+    X[:] = np.nan
+    told = op.forecast()
+    for name in ("error", "baseline", "apart", "pays"):
+        np.testing.assert_array_equal(getattr(told, name), getattr(expected, name))
+    assert np.isfinite(told.error).all()
+
+
+@pytest.mark.parametrize("split", [2 / 3, 0.4])
+def test_what_is_kept_tells_as_much_as_the_recording(split, dtype, rng):
+    """Triangles, those of the first snapshots made again where they are less a later one."""
+    X = recordings(rng, dtype)
+    for options in (SMOOTH, SMOOTH | {"out_of_span": "carry"}):
+        told, alone = fk.fit(X, **options).forecast(split), fk.fit(X, **options)
+        alone._kept = None
+        expected = alone.forecast(split)
+        tolerance = 1e-3 if dtype == np.float32 else 1e-6
+        for name in ("error", "baseline", "apart"):
+            np.testing.assert_allclose(getattr(told, name), getattr(expected, name), rtol=tolerance, atol=tolerance)
+
+
+def test_a_fit_of_smooth_recordings_takes_little_memory(rng):
+    """Strips of a block, not fifteen times the recording."""
+    X = recordings(rng, np.float32, count=1, n=60000)
+    fk.fit(X[..., :9], **SMOOTH).forecast()
+    tracemalloc.start()
+    try:
+        op = fk.fit(X, **SMOOTH)
+        fitted = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        op.forecast()
+        told = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (op.route == "svd").all() and fitted < 4 * X.nbytes and told < X.nbytes / 4

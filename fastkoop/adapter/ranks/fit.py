@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ... import backends
-from ...backends import kernels
+from ...backends import kernels, triangles
 from ...operator import KoopmanOperator
 from ...options import Options
 from .shards import Spread
@@ -83,12 +83,8 @@ class Together:
 
     def _stand_in(self, columns: np.ndarray, affine: bool) -> np.ndarray:
         """Snapshots (m+1, blocks, k), fewer numbers than the ranks', with the same distances and angles."""
-        data = columns.astype(np.float64)
-        if affine:
-            data -= data[len(data) // 2].copy()
-        if columns.shape[-1] > len(columns):
-            triangles = [np.linalg.qr(data[:, b].T, mode="r").T for b in range(data.shape[1])]
-            data = np.stack(triangles, axis=1)
+        rows, unit = triangles.stand_ins(columns, np.arange(columns.shape[1]), len(columns) // 2 if affine else None)
+        data = (rows * unit[:, None, None]).swapaxes(0, 1)
         joined = np.concatenate(self._ranks.gather("fit", data), axis=-1)
         pad = max(0, len(columns) + 1 - joined.shape[-1])  # stays tall
         return np.pad(joined, ((0, 0), (0, 0), (0, pad)))
