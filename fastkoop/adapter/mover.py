@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ class Copy(NamedTuple):
     batch: int
     blocks: slice
     columns: slice  # of the blocks' entries as (rows, -1)
+    offset: np.ndarray | None  # to add to them
 
 
 class Stays:
@@ -34,9 +36,21 @@ class Stays:
         self.held, self._offset = held, offset
 
     @property
-    def nothing(self) -> bool:
-        """Whether states are taken as they are predicted."""
-        return self._offset is None and not any(blocks is not None for blocks in self.held)
+    def free(self) -> bool:
+        """Whether no block is held."""
+        return not any(blocks is not None for blocks in self.held)
+
+    @property
+    def offset(self) -> np.ndarray | None:
+        """What is added to every state, (rows, n); None where nothing is."""
+        return None if self._offset is None else self._offset.numpy()
+
+    @property
+    def reach(self) -> float:
+        """The largest modulus of what is added; infinite where that is not finite."""
+        if self._offset is None:
+            return 0.0
+        return float(torch.nan_to_num(self._offset.abs(), nan=math.inf).max())
 
     def shifted(self, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """States of every batch from where the parameters began."""
@@ -101,17 +115,21 @@ class Mover:
         stays: Sequence[Stays],
     ):
         self._recordings, self._stays = recordings, stays
-        self._as_predicted = all(layer.nothing for layer in stays)
+        self._free = all(layer.free for layer in stays)
+        self._offsets = [layer.offset for layer in stays] if self._free else []
         parts = [op.parts for layer in operators for op in layer]
         self._batches, places = states_together(parts)
         self._shapes = [[op.rank.shape for op in layer] for layer in operators]
         following = iter(places)
         self._places = [[next(following) for _ in layer] for layer in operators]
-        self._views: list[np.ndarray | None] = []
         self._copies: list[Copy] | None = None
         self._members = [member for recording in recordings for _, member in recording.members]
-        self._trained: list[bool] = []  # members that are not frozen
-        self._limit = min((recording.largest for recording in recordings), default=0.0) / 2
+        self._whole = not any(hasattr(member, "to_local") for member in self._members)
+        self._seen: list[tuple[int, bool]] | None = None  # the members' addresses, and which are trained
+        self._trained: list[torch.Tensor] = []
+        largest = min((recording.largest for recording in recordings), default=0.0)
+        reach = max((layer.reach for layer in stays), default=0.0)
+        self._limit = largest / 2 if reach <= largest / 2 else -math.inf
 
     def restart(self) -> None:
         """Back to the newest snapshot."""
@@ -133,28 +151,32 @@ class Mover:
         states = [batch.step(count, ahead) for batch in self._batches]
         copies = self._prepared()
         bounded = all(batch.bound() <= self._limit for batch in self._batches)
-        if copies is None or not (bounded and self._as_predicted):
+        if copies is None or not bounded:
             self._move_each(states)
             return
-        for target, batch, blocks, columns in copies:
-            target[...] = states[batch][blocks].reshape(len(target), -1)[:, columns]
-        for member, trained in zip(self._members, self._trained, strict=True):
-            if trained:
-                increment_version(member)  # autograd is told, as by an operation in place
+        for target, batch, blocks, columns, offset in copies:
+            values = states[batch][blocks].reshape(len(target), -1)[:, columns]
+            if offset is None:
+                target[...] = values
+            else:
+                np.add(values, offset, out=target)
+        _tell_autograd(self._trained)
 
     def _prepared(self) -> list[Copy] | None:
-        """The copies, made anew where a parameter's memory changed or was frozen; None where torch has to convert."""
-        views = [recording.view(i) for recording in self._recordings for i in range(len(recording.members))]
-        trained = [member.requires_grad for member in self._members]
-        same = trained == self._trained and len(views) == len(self._views)
-        if not same or any(new is not old for new, old in zip(views, self._views, strict=True)):
-            self._views, self._trained, self._copies = views, trained, None
+        """The copies, made anew where a parameter's memory changed or was frozen; None where torch has to do it."""
+        if not (self._free and self._whole):
+            return None
+        seen = [(member.data_ptr(), member.requires_grad) for member in self._members]
+        if seen != self._seen:
+            self._seen, self._copies = seen, None
+            self._trained = [member for member in self._members if member.requires_grad]
+            views = [recording.view(i) for recording in self._recordings for i in range(len(recording.members))]
             if not any(view is None or _overlaps(view) for view in views):
                 self._copies = list(self._make_copies(iter(views)))
         return self._copies
 
     def _make_copies(self, views):
-        for recording, places in zip(self._recordings, self._places, strict=True):
+        for recording, places, offset in zip(self._recordings, self._places, self._offsets, strict=True):
             for piece, member in recording.members:
                 view, first = next(views), 0
                 if not member.requires_grad:
@@ -164,7 +186,8 @@ class Mover:
                     low, high = max(first, piece.start), min(first + size, piece.start + piece.width)
                     if low < high:
                         target = view[:, low - piece.start : high - piece.start]
-                        yield Copy(target, batch, blocks, slice(low - first, high - first))
+                        added = None if offset is None else offset[piece.first : piece.first + piece.rows, low:high]
+                        yield Copy(target, batch, blocks, slice(low - first, high - first), added)
                     first += size
 
     def _move_each(self, states: list[np.ndarray]) -> None:
@@ -175,6 +198,15 @@ class Mover:
                 for (batch, blocks), shape in zip(places, shapes, strict=True)
             ]
             recording.move(stays.shifted(predicted), stays.held)
+
+
+def _tell_autograd(members: list[torch.Tensor]) -> None:
+    """Members have been written to, as by an operation in place."""
+    try:
+        increment_version(members)
+    except TypeError:  # of a PyTorch that takes one at a time
+        for member in members:
+            increment_version(member)
 
 
 def _overlaps(view: np.ndarray) -> bool:

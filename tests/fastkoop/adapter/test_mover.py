@@ -44,3 +44,61 @@ def test_parameters_whose_memory_changed_are_still_moved():
     phase.step()
     assert torch.equal(old, before)
     assert_predicted(flat(model), trail, blocks(mlp_rows(model), "node", None), 2)
+
+
+def recorded_and_changed(change, **options):
+    """A phase whose parameters were changed after the newest snapshot."""
+    model, phase, _ = recorded(7, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            change(parameter)
+    return model, phase
+
+
+def one_by_one(phase, monkeypatch):
+    """Let every layer go through torch, as where NumPy cannot see the parameters."""
+    monkeypatch.setattr(Mover, "_prepared", lambda self: None)
+
+
+OPTIONS = [{}, {"partition": "network"}, {"partition": "layer"}, {"partition": "quasi-node", "q": 3},
+           {"dtype": torch.float64}]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_layers_together_end_where_each_by_itself_does(options, monkeypatch):
+    """From beside the newest snapshot, too, to the same bits."""
+    runs = []
+    for each in (False, True):
+        model, phase = recorded_and_changed(lambda parameter: parameter.clamp_(-0.1, 0.1), **options)
+        if each:
+            one_by_one(phase, monkeypatch)
+        start = flat(model)
+        for _ in range(3):
+            phase.step()
+        runs.append(flat(model))
+        assert (runs[-1] != start).any()
+        phase.rollback()
+        assert (flat(model) == start).all()
+    assert (runs[0] == runs[1]).all()
+
+
+@pytest.mark.parametrize("huge", [3.0e38, float("inf"), float("nan")])
+def test_a_start_so_far_off_that_sums_overflow(huge, monkeypatch):
+    """Blocks without a finite sum stay; the others move, as one by one."""
+    runs = []
+    for each in (False, True):
+        model, phase = recorded_and_changed(lambda parameter: parameter.view(-1)[0].fill_(huge))
+        if each:
+            one_by_one(phase, monkeypatch)
+        phase.step()
+        runs.append(flat(model))
+    assert runs[0].tobytes() == runs[1].tobytes()
+
+
+def test_what_is_frozen_meanwhile_stays():
+    model, phase = recorded_and_changed(lambda parameter: parameter.clamp_(-0.1, 0.1))
+    phase.step()
+    model[0].bias.requires_grad_(False)
+    before = model[0].bias.detach().clone(), model[0].weight.detach().clone()
+    phase.step()
+    assert torch.equal(model[0].bias, before[0]) and not torch.equal(model[0].weight, before[1])
