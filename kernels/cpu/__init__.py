@@ -213,7 +213,7 @@ def follow(
         blocks.follow_range, B, B * r * (r * steps + rows.n), *rows[:5], r, factors.operator, factors.rank,
         largest, steps, y, bounds, out,
     )  # fmt: skip
-    return out, y, float(bounds.max(initial=0.0))
+    return out, y, float(np.maximum.reduce(bounds, initial=0.0))
 
 
 @quiet

@@ -26,7 +26,7 @@ from .dense import (
     unrotate,
 )  # fmt: skip
 from .gram import is_finite
-from .jit import jit, jit_inlined, kernel
+from .jit import jit, kernel
 from .scratch import integers, matrix, tile_of, vector
 from .selection import (
     companion_squaring_pays,
@@ -38,7 +38,7 @@ from .selection import (
     triage,
     unit_of,
 )
-from .simd import clear, copy
+from .simd import clear, copy, tail
 
 
 @jit
@@ -89,7 +89,7 @@ def certified(S, n, kind, value, digits, scale, resolution, R):
     total = 0.0
     copy_upper(S, R, n, n)
     for i in range(n):
-        total += 2.0 * dot(S[i, i:], S[i, i:], n - i) - S[i, i] * S[i, i]
+        total += 2.0 * dot(tail(S[i], i), tail(S[i], i), n - i) - S[i, i] * S[i, i]
     largest = math.sqrt(total)
     threshold = limit(math.sqrt(largest), kind, value, digits, scale)
     needed = max(threshold * threshold, resolution[2] * largest) + resolution[0] * largest
@@ -99,7 +99,7 @@ def certified(S, n, kind, value, digits, scale, resolution, R):
     return cholesky(R, n, n)
 
 
-@jit_inlined
+@jit
 def _judge(squares, n, kind, value, digits, scale, resolution):
     """Rank, whether a Gram matrix with these eigenvalues, largest first, settles it, the threshold and the edge."""
     largest = max(squares[0], 0.0)
@@ -107,7 +107,7 @@ def _judge(squares, n, kind, value, digits, scale, resolution):
     return rank, resolved(squares, n, kind, value, rank, threshold, resolution[2] * largest), threshold, edge
 
 
-@jit_inlined
+@jit
 def decompose(G, n, kind, value, digits, scale, resolution, work, sweeps, d, Z):
     """Eigenpairs of G (overwritten), the rank and whether the Gram route may answer.
 
@@ -160,7 +160,7 @@ def reduced_solve(A, n, x, beta, e, kind, value, digits, scale, resolution, y, s
     return EIGEN
 
 
-@jit_inlined
+@jit
 def reduce_snapshots(S, m, rank, d, Z, basis, operator, start, work):
     """Tall: U = F basis is orthonormal, operator = U^T K U, start = U^T x_last; readout = Fp basis.
 
@@ -183,7 +183,7 @@ def reduce_snapshots(S, m, rank, d, Z, basis, operator, start, work):
             basis[i, r] = Z[r, i] * scale
 
 
-@jit_inlined
+@jit
 def reduce_weights(D, last, n, rank, d, Z, basis, readout, operator, start):
     """Wide: U = basis (n, rank) are eigenvectors, readout = D U / L, operator = U^T readout, start = U^T x_last."""
     for r in range(rank):
@@ -263,7 +263,7 @@ def advance_wide(R, D, n, steps, w, spare, y):
         matvec(D, y, n, n, w)
 
 
-@jit_inlined
+@jit
 def reduced(S, order, last2, kind, value, digits, resolution, work, sweeps, d, Z, G, report):
     """Normalize S and take its eigenpairs: route, rank to reduce to, rank, edge, scale; the report of one block."""
     size = trace(S, order)

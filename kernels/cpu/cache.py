@@ -33,6 +33,8 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 from numba.core.runtime import rtsys
 from numba.misc.appdirs import AppDirs
 
+from .compiling import rebuilt
+
 KERNELS = pathlib.Path(__file__).parents[1]
 CHECKSUM = hashlib.sha256().digest_size
 KEPT = 8  # folders of other sources and versions in the same place; the newest stay
@@ -164,6 +166,9 @@ class _Results(CompileResultCacheImpl):
         name = f"{pathlib.Path(code.co_filename).stem}.{function.__qualname__}".replace("<", "").replace(">", "")
         version = f"{sys.version_info[0]}{sys.version_info[1]}{getattr(sys, 'abiflags', '')}"
         self._filename_base = f"{name}-{code.co_firstlineno}{purpose}.py{version}"
+
+    def rebuild(self, target_context, payload):
+        return rebuilt(target_context, payload)
 
     def check_cachable(self, cres):
         return not cres.lifted and not cres.library.has_dynamic_globals

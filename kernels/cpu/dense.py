@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-from .jit import jit, jit_inlined, jit_sums
-from .simd import LANES, add, clear, copy, lanes, rotate, scale, subtract2, subtract2_and_sum, subtract4
+from .jit import jit, jit_sums
+from .simd import LANES, add, clear, copy, lanes, rotate, scale, subtract2, subtract2_and_sum, subtract4, tail
 
 EPS = 2.0**-52
 QL_ITERATIONS = 60  # per eigenvalue; fewer than 2 are usual
@@ -103,14 +103,14 @@ def solve_lower(R, n, b, y):
     """y with R^T y = b; b is overwritten."""
     for i in range(n):
         y[i] = b[i] / R[i, i]
-        axpy(-y[i], R[i, i + 1 :], b[i + 1 :], n - i - 1)
+        axpy(-y[i], tail(R[i], i + 1), tail(b, i + 1), n - i - 1)
 
 
 @jit
 def solve_upper(R, n, y, c):
     """c with R c = y."""
     for i in range(n - 1, -1, -1):
-        c[i] = (y[i] - dot(R[i, i + 1 :], c[i + 1 :], n - i - 1)) / R[i, i]
+        c[i] = (y[i] - dot(tail(R[i], i + 1), tail(c, i + 1), n - i - 1)) / R[i, i]
 
 
 @jit
@@ -142,19 +142,20 @@ def tridiagonalize(A, n, d, e, beta, work):
         subtract2(first, end, v[k], p[k], p, v, row)
         d[n - 1 - k] = row[k]
         head, size = row[k + 1], n - k - 2
-        tail = dot(row[k + 2 :], row[k + 2 :], size)
+        below = tail(row, k + 2)
+        rest = dot(below, below, size)
         beta[k] = 0.0
-        if tail <= negligible:
+        if rest <= negligible:
             e[n - 2 - k] = head if head * head > negligible else 0.0
             for i in range(k + 1, n):
                 subtract2(first, end, v[i], p[i], p, v, A[i])
             clear(v, 0, end)
             clear(p, 0, end)
             continue
-        alpha = -math.copysign(math.sqrt(head * head + tail), head)
+        alpha = -math.copysign(math.sqrt(head * head + rest), head)
         e[n - 2 - k] = alpha
         row[k + 1] = head - alpha
-        b = 2.0 / (row[k + 1] * row[k + 1] + tail)
+        b = 2.0 / (row[k + 1] * row[k + 1] + rest)
         beta[k] = b
         clear(q, 0, end)
         i = k + 1
@@ -168,7 +169,7 @@ def tridiagonalize(A, n, d, e, beta, work):
             add(first, end, b * row[i], A[i], q)
         clear(v, 0, k + 1)
         copy(row, v, k + 1, end)
-        axpy(-0.5 * b * dot(q[k + 1 :], v[k + 1 :], n - k - 1), v, q, n)
+        axpy(-0.5 * b * dot(tail(q, k + 1), tail(v, k + 1), n - k - 1), v, q, n)
         p, q = q, p
     subtract2(0, end, v[n - 1], p[n - 1], p, v, A[n - 1])
     d[0] = A[n - 1, n - 1]
@@ -180,8 +181,8 @@ def reflect(A, n, beta, x, forward):
     for j in range(n - 2):
         k = j if forward else n - 3 - j
         if beta[k] != 0.0:
-            size = n - k - 1
-            axpy(-beta[k] * dot(A[k, k + 1 :], x[k + 1 :], size), A[k, k + 1 :], x[k + 1 :], size)
+            size, v, y = n - k - 1, tail(A[k], k + 1), tail(x, k + 1)
+            axpy(-beta[k] * dot(v, y, size), v, y, size)
 
 
 @jit
@@ -198,7 +199,7 @@ def accumulate(A, n, beta, Z):
             clear(v, first, k + 1)
             clear(v, n, end)
             for i in range(n - 1 - k):  # Z <- Z H_k; outside these rows and columns Z is still a permutation
-                add(first, end, -beta[k] * dot(Z[i, k + 1 :], v[k + 1 :], n - k - 1), v, Z[i])
+                add(first, end, -beta[k] * dot(tail(Z[i], k + 1), tail(v, k + 1), n - k - 1), v, Z[i])
 
 
 @jit
@@ -281,7 +282,7 @@ def unrotate(vector, rotations, sweeps, swept):
             vector[i + 1] = c * vector[i + 1] - s * t
 
 
-@jit_inlined
+@jit
 def eigh(A, n, d, Z, work, sweeps):
     """Eigenvalues d, largest first, and eigenvectors as *rows* of Z, of the full symmetric A (overwritten).
 

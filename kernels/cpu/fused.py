@@ -34,7 +34,7 @@ from .jit import jit, jit_sums, kernel
 from .parts import CERTIFIED, UNCERTIFIED, room, run_part
 from .scratch import integers, matrix, tile_of, vector
 from .selection import keeps_constant
-from .simd import clear, copy, lanes
+from .simd import clear, copy, lanes, span
 
 SCALARS = 2048  # blocks of one weight that are taken side by side
 
@@ -154,7 +154,7 @@ def lagged(flat, start, time_stride, m):
     """Sums of x_t^2 and of x_(t+1) x_t over m pairs of one weight."""
     square = cross = 0.0
     if time_stride == 1:
-        x = flat[start : start + m + 1]
+        x = span(flat, start, m + 1)
         for t in range(m):
             square += np.float64(x[t]) * x[t]
             cross += np.float64(x[t + 1]) * x[t]
@@ -171,11 +171,11 @@ def lagged_beside(flat, start, time_stride, m, count, before, squares, crosses):
     """`lagged` of `count` weights that lie side by side in memory: one pass over all of them."""
     clear(squares, 0, count)
     clear(crosses, 0, count)
-    first = flat[start : start + count]
+    first = span(flat, start, count)
     for i in range(count):
         before[i] = first[i]
     for t in range(1, m + 1):
-        row = flat[start + t * time_stride : start + t * time_stride + count]
+        row = span(flat, start + t * time_stride, count)
         for i in range(count):
             x = np.float64(row[i])
             squares[i] += before[i] * before[i]
@@ -213,6 +213,17 @@ def predict_scalars(first, last, flat, offsets, time_stride, beside, m, steps, o
             out[b, 0] = x
 
 
+@jit
+def full_rank_factor(S, order, size, kind, value, digits, resolution, R):
+    """R with R^T R = S over a power of four, which is returned, if S is proved to have full rank; 0 if it is not."""
+    scale = normalize(S, order, order, size)
+    if not certified(S, order, kind, value, digits, scale, resolution, R):
+        return 0.0
+    copy_upper(S, R, order, order)
+    cholesky(R, order, order)
+    return scale * scale
+
+
 @kernel
 def pinv_tall(first, last, flat, offsets, time_stride, stride, n, m, kind, value, digits, resolution, out, route):
     """out[b] = F^+ (m, n) of certified tall blocks whose m columns are all of the data: G^-1 F^T by a Cholesky factor.
@@ -228,19 +239,17 @@ def pinv_tall(first, last, flat, offsets, time_stride, stride, n, m, kind, value
         route[b] = UNCERTIFIED
         if triage_block(size, 0.0, flat, begin, time_stride, stride, n, m) != EIGEN:
             continue
-        scale = normalize(S, m, m, size)
-        if certified(S, m, kind, value, digits, scale, resolution, R):
+        square = full_rank_factor(S, m, size, kind, value, digits, resolution, R)
+        if square > 0.0:
             route[b] = CHOLESKY
-            copy_upper(S, R, m, m)
-            cholesky(R, m, m)
-            unscale = 1.0 / (scale * scale)
+            unscale = 1.0 / square
             most = tile_width(n, rows)
             for i in range(0, n, most):
                 width = min(most, n - i)
                 load(flat, begin + i * stride, time_stride, stride, m, width, -1, tile)
                 solve_rows(R, m, tile, lanes(width))
                 for t in range(m):
-                    row, target = tile[t], out[b, t, i : i + width]
+                    row, target = tile[t], span(out[b, t], i, width)
                     for k in range(width):
                         target[k] = row[k] * unscale
 
@@ -259,12 +268,10 @@ def pinv_wide(first, last, flat, offsets, time_stride, stride, n, m, kind, value
         route[b] = UNCERTIFIED
         if triage_block(size, 0.0, flat, begin, time_stride, stride, n, m) != EIGEN:
             continue
-        scale = normalize(C, n, n, size)
-        if certified(C, n, kind, value, digits, scale, resolution, R):
+        square = full_rank_factor(C, n, size, kind, value, digits, resolution, R)
+        if square > 0.0:
             route[b] = CHOLESKY
-            copy_upper(C, R, n, n)
-            cholesky(R, n, n)
-            unscale = 1.0 / (scale * scale)
+            unscale = 1.0 / square
             most = whole_width(m + 1, n)
             for t in range(0, m, most):
                 width = min(most, m - t)

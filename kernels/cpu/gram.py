@@ -16,7 +16,7 @@ import numpy as np
 from .dense import axpy, clear_rows, copy_rows, dot, matvec
 from .jit import jit, kernel
 from .scratch import matrix, tile_of, vector
-from .simd import MICRO, MICRO_LANES, add_products, address_of, clear, copy, lanes, prefetch, turn4
+from .simd import MICRO, MICRO_LANES, add_products, address_of, clear, copy, lanes, prefetch, span, tail, turn4
 
 TILE_ENTRIES = 4096  # of a tile in float64: an L1 cache holds it, and
 STRETCH = 14400  # of a wide block's tile that products take at a time: a ninth of a small L2 cache
@@ -63,7 +63,7 @@ def load(flat, start, row_stride, stride, rows, width, ahead, tile):
     if stride == 1:
         for r in range(rows):
             first, row = start + r * row_stride, tile[r]
-            source = flat[first : first + width]  # a slice needs no check for negative indices in the loop
+            source = span(flat, first, width)  # a slice needs no check for negative indices in the loop
             for i in range(width):
                 row[i] = source[i]
     else:
@@ -188,9 +188,9 @@ def apply_snapshots(flat, start, time_stride, stride, n, rows, c, w):
         if c[t] == 0.0:  # past the block's own rank
             t += 1
         elif stride == 1 and t + 4 <= rows:
-            a, b = flat[first : first + n], flat[first + time_stride : first + time_stride + n]
+            a, b = span(flat, first, n), span(flat, first + time_stride, n)
             first += 2 * time_stride
-            x, y = flat[first : first + n], flat[first + time_stride : first + time_stride + n]
+            x, y = span(flat, first, n), span(flat, first + time_stride, n)
             p, q, r, s = c[t], c[t + 1], c[t + 2], c[t + 3]
             for i in range(n):
                 w[i] += (p * a[i] + q * b[i]) + (r * x[i] + s * y[i])
@@ -214,7 +214,7 @@ def apply_weights(flat, start, time_stride, stride, n, m, y, tile, g, w):
         for i in range(n):
             axpy(y[i], tile[i], g, width)
         for i in range(n):
-            w[i] += dot(g, tile[i, 1:], width)
+            w[i] += dot(g, tail(tile[i], 1), width)
 
 
 @jit
@@ -224,7 +224,7 @@ def is_constant(flat, start, time_stride, stride, n, columns):
     for t in range(columns - 1):
         first = start + t * time_stride
         if stride == 1:  # counted, as a loop that may end anywhere takes one weight at a time
-            a, b, moved = flat[first : first + n], flat[last : last + n], NOTHING
+            a, b, moved = span(flat, first, n), span(flat, last, n), NOTHING
             for i in range(n):
                 moved += a[i] != b[i]
             if moved:
@@ -304,9 +304,9 @@ def apply_to_four(flat, start, time_stride, n, rows, C, W):
     whole = rows // 4 * 4
     for t in range(0, whole, 4):
         first = start + t * time_stride
-        a, b = flat[first : first + n], flat[first + time_stride : first + time_stride + n]
+        a, b = span(flat, first, n), span(flat, first + time_stride, n)
         first += 2 * time_stride
-        x, y = flat[first : first + n], flat[first + time_stride : first + time_stride + n]
+        x, y = span(flat, first, n), span(flat, first + time_stride, n)
         p0, q0, r0, s0 = C[0, t], C[0, t + 1], C[0, t + 2], C[0, t + 3]
         p1, q1, r1, s1 = C[1, t], C[1, t + 1], C[1, t + 2], C[1, t + 3]
         p2, q2, r2, s2 = C[2, t], C[2, t + 1], C[2, t + 2], C[2, t + 3]
@@ -318,7 +318,7 @@ def apply_to_four(flat, start, time_stride, n, rows, C, W):
             a2[i] += (p2 * d + q2 * e) + (r2 * f + s2 * g)
             a3[i] += (p3 * d + q3 * e) + (r3 * f + s3 * g)
     for t in range(whole, rows):
-        source = flat[start + t * time_stride : start + t * time_stride + n]
+        source = span(flat, start + t * time_stride, n)
         for k in range(4):
             if C[k, t] != 0.0:
                 for i in range(n):

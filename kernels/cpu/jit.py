@@ -12,12 +12,15 @@ from numba.core.dispatcher import Dispatcher
 from numba.extending import register_jitable
 
 from .cache import KernelCache
+from .compiling import IngredientCompiler, KernelCompiler, SumsCompiler
 
 INSIDE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+LINKED = {**INSIDE, "pipeline_class": IngredientCompiler}
 
 
 def kernel(function, **options):
     """A compiled function, kept in `cache.cache_place()`."""
+    options = {"pipeline_class": KernelCompiler, "no_cfunc_wrapper": True, **options}
     compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
     if isinstance(compiled, Dispatcher):  # it is the function itself under NUMBA_DISABLE_JIT
         # what `enable_caching` sets, which raises where it finds no folder
@@ -27,33 +30,33 @@ def kernel(function, **options):
 
 def jit(function):
     """A function for kernels to call. Calling it from Python crashes; see `for_python`."""
+    return kernel(function, _nrt=False, **LINKED)
+
+
+def jit_part(function):
+    """A function that kernels call by its address."""
     return kernel(function, _nrt=False, **INSIDE)
-
-
-def jit_inlined(function):
-    """`jit` of what few kernels call once: part of their own code, not a module of its own that LLVM optimises first by
-    itself and again in theirs."""
-    return kernel(function, _nrt=False, inline="always", **INSIDE)
 
 
 def jit_sums(function):
     """`jit` with sums in any order."""
-    return kernel(function, _nrt=False, fastmath={"reassoc", "contract", "nsz"}, **INSIDE)
+    options = {**INSIDE, "pipeline_class": SumsCompiler, "fastmath": {"reassoc", "contract", "nsz"}}
+    return kernel(function, _nrt=False, **options)
 
 
 def jit_allocating(function):
     """`jit` of a function that takes memory (scratch.py)."""
-    return kernel(function, **INSIDE)
+    return kernel(function, **LINKED)
 
 
 def compilable(function):
     """Let kernels call a plain Python function; it stays one for everybody else."""
-    return register_jitable(nogil=True, error_model="numpy", _nrt=False, **INSIDE)(function)
+    return register_jitable(nogil=True, error_model="numpy", _nrt=False, **LINKED)(function)
 
 
 def for_python(function):
     """A door from Python to a function that kernels call; for tests."""
     options = {name: option for name, option in function.targetoptions.items() if name not in (*INSIDE, "_nrt")}
-    compiled = numba.jit(**options)(function.py_func)
+    compiled = numba.jit(pipeline_class=KernelCompiler, **options)(function.py_func)
     compiled._cache = KernelCache(function.py_func, "-python")
     return compiled

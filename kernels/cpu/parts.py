@@ -25,7 +25,7 @@ from .algebra import (
 )
 from .dense import QL_ITERATIONS, ROTATIONS, cholesky, clear_rows, copy_rows, copy_upper, matvec
 from .gram import mirror
-from .jit import jit
+from .jit import jit, jit_part
 from .scratch import integers_in, rows_in, stride_of
 from .selection import companion_squaring_pays, squaring_pays
 from .simd import copy, lanes
@@ -89,7 +89,7 @@ def _logged(order):
 
 
 @Part
-@jit
+@jit_part
 def truncated_step(S, D, x, memory, order, steps, kind, value, digits, scale, resolution):
     """x <- S^+ x, truncated."""
     width, log = stride_of(order), _logged(order)
@@ -105,21 +105,26 @@ def truncated_step(S, D, x, memory, order, steps, kind, value, digits, scale, re
     )  # fmt: skip
 
 
-@Part
 @jit
-def truncated_tall(S, D, x, memory, order, steps, kind, value, digits, scale, resolution):
-    """x <- coefficients of K^steps x_last by the reduced operator of a tall block."""
+def _begun(S, rows, memory, order):
+    """A full copy of S, five matrices beside it, eight rows and a log without rotations, in a part's memory."""
     width = stride_of(order)
     size = order * width
-    A, Z = rows_in(memory, 0, order, width), rows_in(memory, size, order, width)
-    work = rows_in(memory, 6 * size, 8, width)
+    A, sweeps = rows_in(memory, 0, order, width), integers_in(memory, 6 * size + 8 * width, 1, 3)
+    mirror(S, rows)
     clear_rows(A, order)
-    basis, operator = rows_in(memory, 2 * size, order, width), rows_in(memory, 3 * size, order, width)
-    P, Q = rows_in(memory, 4 * size, order, width), rows_in(memory, 5 * size, order, width)
-    d, y, spare = work[5], work[6], work[7]
-    mirror(S, order + 1)
     copy_rows(S, A, order, order)
-    sweeps = integers_in(memory, 6 * size + 8 * width, 1, 3)
+    a, b = rows_in(memory, size, order, width), rows_in(memory, 2 * size, order, width)
+    c, d = rows_in(memory, 3 * size, order, width), rows_in(memory, 4 * size, order, width)
+    return A, a, b, c, d, rows_in(memory, 5 * size, order, width), rows_in(memory, 6 * size, 8, width), sweeps
+
+
+@Part
+@jit_part
+def truncated_tall(S, D, x, memory, order, steps, kind, value, digits, scale, resolution):
+    """x <- coefficients of K^steps x_last by the reduced operator of a tall block."""
+    A, Z, basis, operator, P, Q, work, sweeps = _begun(S, order + 1, memory, order)
+    d, y, spare = work[5], work[6], work[7]
     route, rank, _, _ = decompose(A, order, kind, value, digits, scale, resolution, work, sweeps, d, Z)
     if route == EIGEN:
         reduce_snapshots(S, order, rank, d, Z, basis, operator, y, work[0])
@@ -129,20 +134,11 @@ def truncated_tall(S, D, x, memory, order, steps, kind, value, digits, scale, re
 
 
 @Part
-@jit
+@jit_part
 def truncated_wide(S, D, x, memory, order, steps, kind, value, digits, scale, resolution):
     """x = x_last <- K^steps x_last by the reduced operator of a wide block."""
-    width = stride_of(order)
-    size = order * width
-    A, Z = rows_in(memory, 0, order, width), rows_in(memory, size, order, width)
-    work = rows_in(memory, 6 * size, 8, width)
-    clear_rows(A, order)
-    basis, operator = rows_in(memory, 2 * size, order, width), rows_in(memory, 3 * size, order, width)
-    readout, P = rows_in(memory, 4 * size, order, width), rows_in(memory, 5 * size, order, width)
+    A, Z, basis, operator, readout, P, work, sweeps = _begun(S, order, memory, order)
     d, y, spare = work[5], work[6], work[7]
-    mirror(S, order)
-    copy_rows(S, A, order, order)
-    sweeps = integers_in(memory, 6 * size + 8 * width, 1, 3)
     route, rank, _, _ = decompose(A, order, kind, value, digits, scale, resolution, work, sweeps, d, Z)
     if route == EIGEN:
         reduce_weights(D, x, order, rank, d, Z, basis, readout, operator, y)
@@ -152,7 +148,7 @@ def truncated_wide(S, D, x, memory, order, steps, kind, value, digits, scale, re
 
 
 @Part
-@jit
+@jit_part
 def far_tall(S, D, x, memory, order, steps, kind, value, digits, scale, resolution):
     """x = F^+ x_last <- (F^+ Fp)^(steps - 1) x of a tall block of full rank, by squaring where that is less work."""
     width = stride_of(order)
@@ -170,7 +166,7 @@ def far_tall(S, D, x, memory, order, steps, kind, value, digits, scale, resoluti
 
 
 @Part
-@jit
+@jit_part
 def full_wide(S, D, x, memory, order, steps, kind, value, digits, scale, resolution):
     """x = x_last <- (D S^-1)^steps x of a wide block of full rank."""
     width = stride_of(order)

@@ -24,7 +24,7 @@ from .gram import NOTHING, YES, apply_snapshots, load, mirror, padded, products
 from .jit import jit, kernel
 from .scratch import integers, matrix, tile_of, vector
 from .selection import companion_squaring_pays, limit, needs_largest_only
-from .simd import add, clear, copy, inner, lanes, subtract4
+from .simd import add, clear, copy, inner, lanes, subtract4, tail
 
 REACH = 100.0  # times a Gram matrix's resolution: eigenvalues from there on, each refinement divides errors by as much
 REFINEMENTS = 6  # 2 or 3 are usual
@@ -241,7 +241,7 @@ def predict_refined(
             continue
         if wide:
             for i in range(n):
-                out[b, i] = dot(V[i, 1:], u, m)
+                out[b, i] = dot(tail(V[i], 1), u, m)
         else:
             apply_snapshots(flat, begin + time_stride, time_stride, stride, n, m, z, w)
             for i in range(n):

@@ -10,12 +10,18 @@ from llvmlite import ir
 from numba import types
 from numba.core.imputils import impl_ret_new_ref
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
 from .jit import jit, jit_allocating
 from .simd import LANES, clear, lanes
 
 ALIGNMENT = 64
+
+
+def _filled(*arguments, **fields) -> None:
+    """Numba's `populate_array`, imported where something is compiled: loading kernels from disk takes none of it."""
+    from numba.np.arrayobj import populate_array
+
+    populate_array(*arguments, **fields)
 
 
 def _allocated(context, builder, kind, shape):
@@ -27,9 +33,7 @@ def _allocated(context, builder, kind, shape):
     memory = context.nrt.meminfo_alloc_aligned(builder, size=size, align=context.get_constant(types.uint32, ALIGNMENT))
     data = builder.bitcast(context.nrt.meminfo_data(builder, memory), context.get_data_type(kind.dtype).as_pointer())
     array = context.make_array(kind)(context, builder)
-    populate_array(
-        array, data=data, shape=shape, strides=strides, itemsize=ir.Constant(shape[0].type, 8), meminfo=memory
-    )
+    _filled(array, data=data, shape=shape, strides=strides, itemsize=ir.Constant(shape[0].type, 8), meminfo=memory)
     return impl_ret_new_ref(context, builder, kind, array._getvalue())
 
 
@@ -61,36 +65,28 @@ def _window(context, builder, kind, memory, arguments):
     data = builder.gep(context.make_array(types.Array(types.float64, 1, "C"))(context, builder, memory).data, [start])
     data = builder.bitcast(data, context.get_data_type(kind.dtype).as_pointer())
     array = context.make_array(kind)(context, builder)
-    populate_array(
-        array, data=data, shape=shape, strides=[builder.mul(shape[1], size), size], itemsize=size, meminfo=None
-    )
+    _filled(array, data=data, shape=shape, strides=[builder.mul(shape[1], size), size], itemsize=size, meminfo=None)
     return array._getvalue()
 
 
-@intrinsic
-def rows_in(typingctx, memory, start, rows, columns):
-    """float64 (rows, columns) in a row of numbers from `start` on."""
-    kind, number = types.Array(types.float64, 2, "C"), types.int64
-    if memory != types.Array(types.float64, 1, "C"):
-        return None
+def _windows(number):
+    """An intrinsic for (rows, columns) such numbers in the memory of a row of float64."""
+    kind, row, count = types.Array(number, 2, "C"), types.Array(types.float64, 1, "C"), types.int64
 
-    def code(context, builder, signature, arguments):
-        return _window(context, builder, kind, arguments[0], arguments[1:])
+    def window(typingctx, memory, start, rows, columns):
+        if memory != row:
+            return None
 
-    return kind(memory, number, number, number), code
+        def code(context, builder, signature, arguments):
+            return _window(context, builder, kind, arguments[0], arguments[1:])
+
+        return kind(memory, count, count, count), code
+
+    return intrinsic(window)
 
 
-@intrinsic
-def integers_in(typingctx, memory, start, rows, columns):
-    """int64 (rows, columns) in the memory of a row of numbers from `start` on."""
-    kind, number = types.Array(types.int64, 2, "C"), types.int64
-    if memory != types.Array(types.float64, 1, "C"):
-        return None
-
-    def code(context, builder, signature, arguments):
-        return _window(context, builder, kind, arguments[0], arguments[1:])
-
-    return kind(memory, number, number, number), code
+rows_in = _windows(types.float64)  # (memory, start, rows, columns) -> float64 (rows, columns) from memory[start] on
+integers_in = _windows(types.int64)  # the same as int64
 
 
 @jit

@@ -19,7 +19,7 @@ from .gram import apply_snapshots, is_finite, load
 from .jit import jit, kernel
 from .scratch import integers, matrix, tile_of, vector
 from .selection import floor, limit, needs_largest_only, select, squaring_pays
-from .simd import LANES, add, clear, copy, inner, lanes, rotate, scale
+from .simd import LANES, add, clear, copy, inner, lanes, rotate, scale, tail
 
 SWEEPS = 30  # 6 to 10 are usual
 
@@ -46,27 +46,29 @@ def triangularize(V, rows, extra, length, order, left, v):
             swap(V[longest], V[k], end)
         first = k // LANES * LANES
         head, size = V[k, k], length - k - 1
-        tail = dot(V[k, k + 1 :], V[k, k + 1 :], size)
-        if tail <= negligible:
+        below = tail(V[k], k + 1)
+        rest = dot(below, below, size)
+        if rest <= negligible:
             clear(V[k], k + 1, end)
         else:
-            alpha = -math.copysign(math.sqrt(head * head + tail), head)
+            alpha = -math.copysign(math.sqrt(head * head + rest), head)
             copy(V[k], v, first, end)
             clear(v, first, k)
             v[k] = head - alpha
-            b = 2.0 / (v[k] * v[k] + tail)
+            b = 2.0 / (v[k] * v[k] + rest)
             V[k, k] = alpha
             clear(V[k], k + 1, end)
-            w, j = v[first:], k + 1
+            w, j = tail(v, first), k + 1
             while j + 4 <= count:
-                p, q, r, s = dot4(V[j, first:], V[j + 1, first:], V[j + 2, first:], V[j + 3, first:], w, end - first)
+                x, y, z, u = tail(V[j], first), tail(V[j + 1], first), tail(V[j + 2], first), tail(V[j + 3], first)
+                p, q, r, s = dot4(x, y, z, u, w, end - first)
                 add(first, end, -b * p, v, V[j])
                 add(first, end, -b * q, v, V[j + 1])
                 add(first, end, -b * r, v, V[j + 2])
                 add(first, end, -b * s, v, V[j + 3])
                 j += 4
             for i in range(j, count):
-                add(first, end, -b * dot(V[i, first:], w, end - first), v, V[i])
+                add(first, end, -b * dot(tail(V[i], first), w, end - first), v, V[i])
         for j in range(k + 1, rows):  # good enough for an order, cancellation or not
             left[j] -= V[j, k] * V[j, k]
 
@@ -225,7 +227,7 @@ def reduce_triangle(
         size = math.sqrt(squares[k])
         if wide:
             start[k] = dot(A[k], x, n)
-            matvec(A, A[k, beside:], rank, n, work)
+            matvec(A, tail(A[k], beside), rank, n, work)
             for i in range(rank):
                 operator[i, k] = work[i] / size
             for i in range(n):
