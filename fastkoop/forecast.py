@@ -151,8 +151,9 @@ class Forecasting(Reports):
         """Whether an operator with these options, fitted to the first part of the snapshots, predicts the last one.
 
         And whether it leads where this operator leads, four recordings ahead, see `Rule`. A recording of a smooth map
-        with several slow modes says yes, one of noise no. It takes a fit of the first part, of the corner of a tall
-        block's Gram matrix where that suffices: 0.5 to 1.4 times the fit's time (bench/pages/costs.md).
+        with several slow modes says yes, one of noise no. It takes a fit of the first part, of corners of what the fit
+        has kept of tall blocks: 0.1 to 1.0 times the fit's time, least where blocks have many weights
+        (bench/pages/costs.md).
 
         Args:
             split: the share of the snapshots in the first part, between 0 and 1.
