@@ -124,7 +124,13 @@ class Inference(typed_passes.NopythonTypeInference):
 
 
 class KernelLower(Lower):
-    """Numba's lowering, but for entries of C-ordered arrays, whose indices are never negative here."""
+    """Numba's lowering, but for functions, and entries of C-ordered arrays, whose indices are never negative here."""
+
+    def lower_assign(self, ty, inst):
+        """The name of a compiled function: no address, which would keep the code off the disk, as calls need none."""
+        if isinstance(ty, types.Dispatcher) and isinstance(inst.value, (ir.Global, ir.FreeVar)):
+            return self.context.get_constant_null(ty)
+        return super().lower_assign(ty, inst)
 
     def lower_getitem(self, resty, expr, value, index, signature):
         """An entry: a load from its address."""

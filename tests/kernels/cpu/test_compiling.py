@@ -88,7 +88,23 @@ def norm(x):
 def twice_the_norm(x):
     return dense.dot(x, x, len(x)) * 2.0
 
-print({"norm": norm, "twice": twice_the_norm}[sys.argv[1]](np.arange(4.0)), sum(dense.dot.stats.cache_hits.values()))
+@kernel
+def factor(A):
+    dense.cholesky(A, 1, 1)
+    return A[0, 0]
+
+@kernel
+def factor_twice(A):
+    return factor(A) + dense.cholesky(A, 1, 1)
+
+def lowered_before(function):
+    return sum(function.stats.cache_hits.values())
+
+if sys.argv[1].startswith("factor"):
+    A = np.array([[9.0] + 7 * [0.0]])
+    print({"factor": factor, "factor_twice": factor_twice}[sys.argv[1]](A), lowered_before(dense.cholesky))
+else:
+    print({"norm": norm, "twice": twice_the_norm}[sys.argv[1]](np.arange(4.0)), lowered_before(dense.dot))
 """
 
 
@@ -103,4 +119,6 @@ def test_another_process_links_what_was_lowered_before(tmp_path):
 
     assert run("norm") == ["14.0", "0"]
     assert run("twice") == ["28.0", "1"]
+    assert run("factor") == ["3.0", "0"]  # which calls others
+    assert run("factor_twice") == ["4.0", "1"]
     assert run("norm") == ["14.0", "0"]  # a kernel that was compiled needs nothing else
