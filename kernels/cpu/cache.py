@@ -33,7 +33,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 from numba.core.runtime import rtsys
 from numba.misc.appdirs import AppDirs
 
-from .compiling import rebuilt
+from .pipelines import rebuilt
 
 KERNELS = pathlib.Path(__file__).parents[1]
 CHECKSUM = hashlib.sha256().digest_size

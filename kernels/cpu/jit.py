@@ -12,15 +12,15 @@ from numba.core.dispatcher import Dispatcher
 from numba.extending import register_jitable
 
 from .cache import KernelCache
-from .compiling import IngredientCompiler, KernelCompiler, SumsCompiler
+from .pipelines import INGREDIENT, KERNEL, SUMS
 
 INSIDE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-LINKED = {**INSIDE, "pipeline_class": IngredientCompiler}
+LINKED = {**INSIDE, **INGREDIENT}
 
 
 def kernel(function, **options):
     """A compiled function, kept in `cache.cache_place()`."""
-    options = {"pipeline_class": KernelCompiler, "no_cfunc_wrapper": True, **options}
+    options = {**KERNEL, "no_cfunc_wrapper": True, **options}
     compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
     if isinstance(compiled, Dispatcher):  # it is the function itself under NUMBA_DISABLE_JIT
         # what `enable_caching` sets, which raises where it finds no folder
@@ -40,7 +40,7 @@ def jit_part(function):
 
 def jit_sums(function):
     """`jit` with sums in any order."""
-    options = {**INSIDE, "pipeline_class": SumsCompiler, "fastmath": {"reassoc", "contract", "nsz"}}
+    options = {**INSIDE, **SUMS, "fastmath": {"reassoc", "contract", "nsz"}}
     return kernel(function, _nrt=False, **options)
 
 
@@ -57,6 +57,6 @@ def compilable(function):
 def for_python(function):
     """A door from Python to a function that kernels call; for tests."""
     options = {name: option for name, option in function.targetoptions.items() if name not in (*INSIDE, "_nrt")}
-    compiled = numba.jit(pipeline_class=KernelCompiler, **options)(function.py_func)
+    compiled = numba.jit(**KERNEL, **options)(function.py_func)
     compiled._cache = KernelCache(function.py_func, "-python")
     return compiled

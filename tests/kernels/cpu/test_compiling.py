@@ -1,4 +1,4 @@
-"""What only kernels call is no machine code by itself; kernels are, and Python's garbage collector is as it was."""
+"""What only kernels call is no machine code by itself, kernels are, and a Numba that is not known has its own way."""
 
 import gc
 import subprocess
@@ -72,6 +72,29 @@ def test_views_of_rows():
         rest, part = row[first:], row[first : first + length]
         assert total(row, first, length)[:2] == (len(rest), len(part))
         np.testing.assert_allclose(total(row, first, length)[2:], (rest @ rest, part @ part), rtol=1e-14)
+
+
+NEWER = """
+import numba
+numba.version_info = numba.version_info._replace(short=(9, 0))
+import numpy as np
+from fastkoop import kernels
+from fastkoop.kernels.cpu import pipelines
+X = np.random.default_rng(0).normal(size=(4, 2, 9)).astype(np.float32)
+states, _ = kernels.predict(X, 1, ("relative", 1e-6))
+F, Fp = X[:-1].transpose(1, 2, 0), X[1:].transpose(1, 2, 0)
+expected = Fp @ np.linalg.pinv(F) @ X[-1][:, :, None]
+print(pipelines.KERNEL, np.abs(states - expected[:, :, 0]).max() < 1e-5)
+"""
+
+
+def test_a_newer_numba_compiles_in_its_own_way(tmp_path):
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin"}
+    for _ in range(2):  # the second time from disk
+        done = subprocess.run(
+            [sys.executable, "-c", NEWER], capture_output=True, text=True, env=environment, check=True
+        )
+        assert done.stdout.split() == ["{}", "True"]
 
 
 SHARED = """

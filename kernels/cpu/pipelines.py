@@ -1,0 +1,25 @@
+"""Which compiler the kernels take: compiling.py's, or Numba's own in versions that it was not tried with.
+
+The former builds on the inside of Numba, which may change with any version. The kernels do not need it: without it
+their first calls take half as long again.
+"""
+
+from __future__ import annotations
+
+import numba
+from numba.core.compiler import CompileResult
+
+NEWEST = (0, 68)  # of Numba, that compiling.py was tried with
+
+if numba.version_info.short <= NEWEST:
+    from .compiling import IngredientCompiler, KernelCompiler, SumsCompiler, rebuilt
+
+    KERNEL, INGREDIENT, SUMS = (
+        {"pipeline_class": compiler} for compiler in (KernelCompiler, IngredientCompiler, SumsCompiler)
+    )
+else:
+    KERNEL = INGREDIENT = SUMS = {}
+
+    def rebuilt(context, payload: tuple) -> CompileResult:
+        """A compiled function as it was written to disk."""
+        return CompileResult._rebuild(context, *payload)
