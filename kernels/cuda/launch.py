@@ -82,7 +82,7 @@ def solve_held(order: int) -> int:
 def solve_bytes(order: int, wide: bool) -> int:
     """Shared memory of `solve`."""
     matrices = [padded(order, solve_held(order))] * (3 if wide else 2)
-    return bytes_of(*matrices, *[(order, 8)] * 3, (order, 4), (1, 16))
+    return bytes_of(*matrices, *[(order, 8)] * 3, (order, 4), (1, 16), (3, 4))
 
 
 def scratch(order: int) -> tuple[int, int]:

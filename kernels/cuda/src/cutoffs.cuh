@@ -25,16 +25,27 @@ __device__ inline double limit(double largest, const Problem& p, double scale) {
   return p.value * largest;
 }
 
+// How many of `order` numbers, largest first, are larger than a bound; one thread, which waits for each that it reads.
+__device__ inline int count_above(const double* sorted, int order, double bound) {
+  int low = 0, high = order;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (sorted[middle] > bound)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
 // Rank, threshold and edge from singular values and their squares, largest first; see cutoffs.select.
-__device__ inline Selection select(const double* squares, const double* roots, const Problem& p, double scale,
-                                   double blur, double slack, double floor) {
-  const int order = p.order;
+__device__ inline Selection select(const double* squares, const double* roots, int order, const Problem& p,
+                                   double scale, double blur, double slack, double floor) {
   const double largest = roots[0];
   Selection found = {0, false, false, floor};
   if (!(largest > floor)) return found;
-  int live = 0;
-  while (live < order && squares[live] > floor * floor) ++live;
   if (p.rule == RANK || p.rule == ENERGY) {
+    const int live = count_above(squares, order, floor * floor);
     int rank = p.rule == RANK ? static_cast<int>(min(p.value, static_cast<double>(live))) : 0;
     if (p.rule == ENERGY) {
       double total = 0.0, running = 0.0;
@@ -59,7 +70,7 @@ __device__ inline Selection select(const double* squares, const double* roots, c
   } else {
     threshold = limit(largest, p, scale);
   }
-  while (found.rank < order && roots[found.rank] > threshold) ++found.rank;
+  found.rank = count_above(roots, order, threshold);
   if (p.rule == SPACING) {  // it jumps at powers of two
     const double doubt = blur / largest + slack;
     found.edge = limit(largest + doubt, p, scale) != limit(largest - doubt, p, scale);
@@ -76,8 +87,9 @@ __device__ inline Selection select(const double* squares, const double* roots, c
 }
 
 // Whether a Gram matrix whose eigenvalues are trusted down to `least` settles this selection; see cutoffs.resolved.
-__device__ inline bool resolved(const double* squares, const Problem& p, const Selection& found, double least) {
-  const int rank = found.rank, order = p.order;
+__device__ inline bool resolved(const double* squares, int order, const Problem& p, const Selection& found,
+                                double least) {
+  const int rank = found.rank;
   if (rank > 0 && squares[rank - 1] < least) return false;
   if (0 < rank && rank < order && GAP * (squares[rank - 1] - squares[rank]) < least) return false;
   if (p.rule == RANK) return rank >= min(p.value, static_cast<double>(order));
@@ -85,10 +97,11 @@ __device__ inline bool resolved(const double* squares, const Problem& p, const S
 }
 
 // `select` on the eigenvalues of a Gram matrix, and whether it settles it.
-__device__ inline Selection judge(const double* squares, const double* roots, const Problem& p, double scale) {
+__device__ inline Selection judge(const double* squares, const double* roots, int order, const Problem& p,
+                                  double scale) {
   const double largest = max(squares[0], 0.0);
-  Selection found = select(squares, roots, p, scale, p.gram * largest, 0.0, 0.0);
-  found.clear = resolved(squares, p, found, p.least * largest);
+  Selection found = select(squares, roots, order, p, scale, p.gram * largest, 0.0, 0.0);
+  found.clear = resolved(squares, order, p, found, p.least * largest);
   return found;
 }
 
@@ -96,7 +109,7 @@ __device__ inline Selection judge(const double* squares, const double* roots, co
 __device__ inline Selection judge_values(const double* squares, const double* roots, const Problem& p, double scale) {
   const double largest = roots[0];
   const double floor = p.rule == RELATIVE || p.rule == SPACING ? 0.0 : max(p.n, p.m) * EPS * largest;
-  return select(squares, roots, p, scale, 0.0, p.svd * largest, floor);
+  return select(squares, roots, p.order, p, scale, 0.0, p.svd * largest, floor);
 }
 
 }  // namespace fastkoop

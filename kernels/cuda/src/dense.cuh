@@ -157,8 +157,11 @@ __device__ inline void pair_of(int order, int round, int j, int* p, int* q) {
   *q = max(first, second);
 }
 
-constexpr int SWEEPS = 40;  // of Jacobi; 5 to 10 are usual
-constexpr double LARGE_TURN = 0.05;  // convergence is quadratic: a sweep that turned rows by more was not the last
+constexpr int SWEEPS = 40;      // of Jacobi; 4 to 8 are usual
+constexpr int CORRECTIONS = 4;  // after a sweep; 1 or 2 are usual
+constexpr double LARGE_TURN = 0.05;     // a sweep that turned rows by more leaves turns that no correction makes
+constexpr double SOME_TURNS = 0x1p-8, LITTLE_TURNS = 0x1p-13;  // norms of K up to which `correct` rounds no more than
+                                                               // any product does
 
 // Rows of L = the columns of A's Cholesky factor, (nearly) the largest remaining pivot first, until what remains is within
 // A's own rounding; A (given in full) is spent. Returns how many; the other rows of L are zero. Every warp keeps what is
@@ -222,47 +225,50 @@ __device__ int pivoted_cholesky(double* A, double* L, int order, int across) {
 
 constexpr int SHARE = 8;  // lanes that turn a pair of rows
 
-// Whether rows of squared norms a and b count as orthogonal: the test of svd.orthogonalize.
-__device__ inline bool orthogonal(double a, double b, double product, int order, double top) {
+// Rows of squared norms a and b count as orthogonal up to this square of their product: the test of svd.orthogonalize.
+__device__ inline double bound_of(double a, double b, int order, double top) {
   const double shorter = a < b ? a : b, longer = a < b ? b : a, least = 0.0025 * top;
   const double relative = 4.0 * (order + 8) * shorter;
-  return product * product <= EPS * EPS * longer * (relative > least ? relative : least);
+  return EPS * EPS * longer * (relative > least ? relative : least);
 }
 
 enum Turn { NONE, SMALL, LARGE };
 
-// Turns rows p and q of W, by SHARE lanes, until they are orthogonal, and keeps their squared norms up to date; whether
-// they were not, and by so much that W cannot be orthogonal yet. Other lanes of the warp do the same to other rows, or
-// to none (idle). HELD: numbers of a row that a lane holds, zeros past its end among them. Without branches, so that
-// the test costs no time.
+// Turns rows p and q of W, by SHARE lanes, until they are orthogonal but for what twenty bits of the angle leave, and
+// keeps their squared norms up to date; whether they were not, and by so much that W cannot be orthogonal yet. Other
+// lanes of the warp do the same to other rows, or to none (idle). HELD: numbers of a row that a lane holds, zeros past
+// its end among them. Without branches, so that the test costs no time.
 template <int HELD>
 __device__ Turn turn_rows(double* W, double* squares, int p, int q, bool idle, int order, int across, double top) {
   const int lane = threadIdx.x % SHARE;
   const double a = idle ? 1.0 : squares[p], b = idle ? 1.0 : squares[q];
   double *const from = W + p * across + lane, *const other = W + q * across + lane;
-  double x[HELD], y[HELD], product = 0.0;
+  double x[HELD], y[HELD], sums[2] = {0.0, 0.0};
 #pragma unroll
   for (int k = 0; k < HELD; ++k) {
     x[k] = idle ? 0.0 : from[SHARE * k];
     y[k] = idle ? 0.0 : other[SHARE * k];
-    product = fma(x[k], y[k], product);
+    sums[k % 2] = fma(x[k], y[k], sums[k % 2]);
   }
+  double product = sums[0] + sums[1];
+  product += __shfl_xor_sync(~0u, product, 1);
+  const double bound = bound_of(a, b, order, top), apart = b - a, square = apart * apart;  // while lanes wait
 #pragma unroll
-  for (int far = SHARE / 2; far; far /= 2) product += __shfl_xor_sync(~0u, product, far);
+  for (int far = 2; far < SHARE; far *= 2) product += __shfl_xor_sync(~0u, product, far);
   __syncwarp();  // all lanes have read the norms that one of them goes on to write
-  // c and s of half the angle whose tangent is 2 x.y / (y.y - x.x)
-  const double apart = b - a, twice = 2.0 * product, hypotenuse = inverse_root(fma(twice, twice, apart * apart));
-  const double square = fma(0.5 * fabs(apart), hypotenuse, 0.5), inverse = inverse_root(square);
-  const bool turned = !orthogonal(a, b, product, order, top);
-  const double c = turned ? square * inverse : 1.0;
-  const double s = turned ? copysign(product, product * apart) * hypotenuse * inverse : 0.0;
+  // (c, s) is along (1 + cosine, sine) of the angle whose tangent is 2 x.y / (y.y - x.x): orthogonal whatever the angle
+  const double twice = 2.0 * product, shrink = rough_inverse_root(fma(twice, twice, square));
+  const double right = fma(fabs(apart), shrink, 1.0), up = copysign(twice, product * apart) * shrink;
+  const double scale = inverse_root(fma(right, right, up * up));
+  const bool turned = !(product * product <= bound);
+  const double c = turned ? right * scale : 1.0, s = turned ? up * scale : 0.0;
   if (!idle) {
 #pragma unroll
     for (int k = 0; k < HELD; ++k) {
       from[SHARE * k] = fma(c, x[k], -(s * y[k]));
       other[SHARE * k] = fma(s, x[k], c * y[k]);
     }
-    const double change = s * inverse * product;
+    const double change = s * fma(c, twice, -(s * apart));
     if (turned && lane == 0) {
       squares[p] = a - change;
       squares[q] = b + change;
@@ -285,35 +291,90 @@ __device__ inline void measure_rows(const double* W, int order, int across, doub
   __syncthreads();
 }
 
-// Whether all rows of W, of these squared norms, count as orthogonal, by their products on the matrix unit, for all
-// threads; some hundred cycles, where another sweep that finds nothing to turn takes thousands.
-__device__ inline bool all_orthogonal(const double* W, const double* squares, int rank, int order, int across, double top) {
+enum Rest { NOTHING, LITTLE, SOME, MUCH };
+
+// K = the turns, antisymmetric, that make the rows of W, of these squared norms, orthogonal to first order, from their
+// products on the matrix unit: zero where rows count as orthogonal, and past `rank` up to a whole tile. NOTHING if all
+// are, MUCH if `correct` cannot make the turns, for all threads the same; some hundred cycles, where a sweep takes
+// thousands. W has 8 HELD columns; W and K are rows `across` apart.
+template <int HELD>
+__device__ Rest turns_left(const double* W, const double* squares, int rank, int order, int across, double top,
+                           double* K) {
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-  int turn = 0, apart = 0;
+  const double some = SOME_TURNS / rank, little = LITTLE_TURNS / rank;
+  int turn = 0, rest = NOTHING;
   for (int I = 0; I < rank; I += 8)
     for (int J = 0; J <= I; J += 8) {
       if (turn == warp) {
-        const double* const below = W + min(I + lane / 4, rank - 1) * across;
-        const double* const left = W + min(J + lane / 4, rank - 1) * across;
-        double c[2] = {0.0, 0.0};
-        for (int first = 0; first < order; first += 4) {
-          const int k = first + lane % 4;
-          multiply_add_tile(c, k < order ? below[k] : 0.0, k < order ? left[k] : 0.0);
+        const double* const below = W + min(I + lane / 4, rank - 1) * across + lane % 4;
+        const double* const beside = W + min(J + lane / 4, rank - 1) * across + lane % 4;
+        double c[2] = {0.0, 0.0}, other[2] = {0.0, 0.0};
+#pragma unroll
+        for (int k = 0; k < 8 * HELD; k += 8) {
+          multiply_add_tile(c, below[k], beside[k]);
+          multiply_add_tile(other, below[k + 4], beside[k + 4]);
         }
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
           const int i = I + lane / 4, j = J + 2 * (lane % 4) + k;
-          if (i < rank && j < i) apart |= !orthogonal(squares[i], squares[j], c[k], order, top);
+          const double d = squares[min(i, rank - 1)], e = squares[min(j, rank - 1)], apart = d - e;
+          const double product = c[k] + other[k], angle = product * reciprocal(fabs(apart));  // NaN if as long
+          const bool turns = j < i && i < rank && !(product * product <= bound_of(d, e, order, top));
+          const Rest found = fabs(angle) <= little ? LITTLE : fabs(angle) <= some ? SOME : MUCH;
+          const double entry = turns ? copysign(angle, product * apart) : 0.0;
+          rest = max(rest, static_cast<int>(turns ? found : NOTHING));
+          if (j <= i && i < rank) K[i * across + j] = entry;
+          if (j <= i && j < rank) K[j * across + i] = -entry;
         }
       }
       turn = turn + 1 == warps ? 0 : turn + 1;
     }
-  return !__syncthreads_or(apart);
+  if (!__syncthreads_or(rest)) return NOTHING;
+  if (!__syncthreads_or(rest > LITTLE)) return LITTLE;
+  return __syncthreads_or(rest > SOME) ? MUCH : SOME;
+}
+
+// W <- (1 + K + K^2 / 2) W, which is a rotation up to |K|^4 / 4, or with K^3 / 8 besides up to |K|^6 / 64: a warp eight
+// columns at a time, which no other warp reads (Ogita & Aishima 2018 refine eigenvectors so). rank <= 8 HELD.
+template <int HELD>
+__device__ void correct(const double* K, int powers, double* W, int rank, int order, int across) {
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+  for (int J = 8 * warp; J < order; J += 8 * warps) {
+    double sums[HELD][2], power[HELD][2];
+    double* const at = W + J + 2 * (lane % 4);
+#pragma unroll
+    for (int t = 0; t < HELD; ++t)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) sums[t][e] = at[min(8 * t + lane / 4, rank - 1) * across + e];
+#pragma unroll 1
+    for (int n = 1; n <= powers; ++n) {
+#pragma unroll
+      for (int t = 0; t < HELD; ++t) power[t][0] = power[t][1] = 0.0;
+#pragma unroll 4
+      for (int first = 0; first < rank; first += 4) {
+        const double right = W[min(first + lane % 4, rank - 1) * across + J + lane / 4];
+#pragma unroll
+        for (int t = 0; t < HELD; ++t)
+          multiply_add_tile(power[t], K[min(8 * t + lane / 4, rank - 1) * across + first + lane % 4], right);
+      }
+      __syncwarp();  // all lanes have read what is written now
+      const double weight = n == 1 ? 1.0 : n == 2 ? 0.5 : 0.125;
+#pragma unroll
+      for (int t = 0; t < HELD; ++t)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          sums[t][e] = fma(weight, power[t][e], sums[t][e]);
+          if (8 * t + lane / 4 < rank) at[(8 * t + lane / 4) * across + e] = n < powers ? power[t][e] : sums[t][e];
+        }
+      __syncwarp();
+    }
+  }
+  __syncthreads();
 }
 
 // Eigenvalues and eigenvectors (rows of Z) of a positive semidefinite A, given in full and spent: one-sided Jacobi
-// (Hestenes 1958) on the pivoted Cholesky factor, which is near orthogonal already (Veselic & Hari 1989). False if it
-// does not converge. A round's pairs are turned at once, SHARE lanes each; order <= SHARE HELD <= across.
+// (Hestenes 1958) on the pivoted Cholesky factor, which is near orthogonal already (Veselic & Hari 1989), the last turns
+// all at once. False if it does not converge. SHARE lanes turn a pair of rows; order <= SHARE HELD <= across.
 template <int HELD>
 __device__ bool eigenvectors(double* A, double* Z, int order, int across, double* values) {
   constexpr int SLOTS = SHARE * HELD <= WARP ? 1 : 2, PADDED = SHARE * HELD;
@@ -340,8 +401,15 @@ __device__ bool eigenvectors(double* A, double* Z, int order, int across, double
       __syncthreads();
     }
     measure_rows(Z, order, across, values);
-    converged = !__syncthreads_or(most != NONE) ||
-                (!__syncthreads_or(most == LARGE) && all_orthogonal(Z, values, rank, order, across, top));
+    converged = !__syncthreads_or(most != NONE);
+    if (converged || __syncthreads_or(most == LARGE)) continue;
+    for (int k = 0; k < CORRECTIONS; ++k) {
+      const Rest rest = turns_left<HELD>(Z, values, rank, order, across, top, A);
+      converged = rest == NOTHING;
+      if (converged || rest == MUCH || HELD == 8) break;  // whose eight tiles are more than the registers hold
+      if constexpr (HELD < 8) correct<HELD>(A, rest == LITTLE ? 2 : 3, Z, rank, order, across);
+      measure_rows(Z, order, across, values);
+    }
   }
   for (int row = group; row < order; row += groups) {
     const double scale = values[row] > 0.0 ? 1.0 / sqrt(values[row]) : 0.0;

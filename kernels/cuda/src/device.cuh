@@ -58,10 +58,16 @@ __device__ __forceinline__ double reciprocal(double x) {
 
 __device__ __forceinline__ int upper_bits(double x) { return __double2hiint(x); }
 
-// 1 / sqrt(x) likewise.
-__device__ __forceinline__ double inverse_root(double x) {
+// 1 / sqrt(x) to twenty bits.
+__device__ __forceinline__ double rough_inverse_root(double x) {
   double y;
   asm("rsqrt.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  return y;
+}
+
+// 1 / sqrt(x) as `reciprocal`.
+__device__ __forceinline__ double inverse_root(double x) {
+  const double y = rough_inverse_root(x);
   const double e = fma(-x * y, y, 1.0);
   return fma(y * e, fma(0.375, e, 0.5), y);
 }

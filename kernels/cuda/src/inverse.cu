@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(128, R > 5 ? 2 : 4)
       __syncthreads();
       const bool converged = eigenvectors<HELD>(A, Z, order, across, values);
       sort(values, order, squares, place);
-      const Selection found = judge(squares, values, p, unit);
+      const Selection found = judge(squares, values, order, p, unit);
       rank = found.rank;
       if (!converged || !found.clear) way = SVD;
     }

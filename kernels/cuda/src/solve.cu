@@ -13,34 +13,41 @@ __global__ void __launch_bounds__(HELD < 8 ? 128 : 256, HELD < 8 ? 4 : 2)
     solve(const double* grams, Problem p, Work work, Factors all) {
   SHARED_MEMORY(memory);
   Shared shared = {memory};
-  const int order = p.order, across = 8 * HELD + 1, thread = threadIdx.x, threads = blockDim.x,
-            lane = thread % WARP;
-  double* const A = shared.take<double>(order * across);
-  double* const Z = shared.take<double>(order * across);
-  double* const D = shared.take<double>(p.wide ? order * across : 0);
-  double* const h = shared.take<double>(order);
-  double* const values = shared.take<double>(order);
-  double* const squares = shared.take<double>(order);
-  int* const place = shared.take<int>(order);
+  const int across = 8 * HELD + 1, thread = threadIdx.x, threads = blockDim.x, lane = thread % WARP;
+  double* const A = shared.take<double>(p.order * across);
+  double* const Z = shared.take<double>(p.order * across);
+  double* const D = shared.take<double>(p.wide ? p.order * across : 0);
+  double* const h = shared.take<double>(p.order);
+  double* const values = shared.take<double>(p.order);
+  double* const squares = shared.take<double>(p.order);
+  int* const place = shared.take<int>(p.order);
   Selection* const found = shared.take<Selection>(1);
-  const int height = p.wide ? 2 * order + 1 : order + 1, width = p.wide ? order : order + 1;
+  int* const kept = shared.take<int>(3);  // what would take registers through all blocks: order, turn, block
+  if (thread == 0) kept[0] = p.order;
 
-  for (int i = blockIdx.x; i < work.count(p); i += gridDim.x) {
+  for (int i = blockIdx.x; i < work.count(p); i = kept[1] + gridDim.x) {
     const int b = work.block(i);
-    if (work.list && all.route[b] != EIGEN) continue;
-    __syncthreads();  // all have read it
+    const bool pending = !work.list || all.route[b] == EIGEN;
+    __syncthreads();  // all have read the route, and what was kept
+    if (thread == 0) kept[1] = i, kept[2] = b;
+    __syncthreads();
+    if (!pending) continue;
+    const int order = kept[0];
+    const int height = p.wide ? 2 * order + 1 : order + 1, width = p.wide ? order : order + 1;
     const double* const S = grams + static_cast<long long>(b) * height * width;
     const double* const side = S + (height - 1) * width;
-    const Factors out = factors_of(all, b, order);
     double size = 0.0, last = p.wide || lane ? 0.0 : side[order];
-    for (int k = lane; k < order; k += WARP) {
-      size += S[k * width + k];
-      if (p.wide) last = fma(side[k], side[k], last);
+#pragma unroll
+    for (int first = 0; first < 8 * HELD; first += WARP) {
+      const int k = first + lane;
+      if (k < order) size += S[k * width + k];
+      if (k < order && p.wide) last = fma(side[k], side[k], last);
     }
     size = warp_sum(size);
     last = warp_sum(last);
     if (!(size > p.tiny && size < p.huge && last < p.huge)) {
-      reduce_nothing(p, !isfinite(size + last) ? NON_FINITE : size > 0.0 ? SVD : ZERO, out);
+      reduce_nothing(p, !isfinite(size + last) ? NON_FINITE : size > 0.0 ? SVD : ZERO,
+                     factors_of(all, b, order));
       continue;
     }
     const double unit = unit_of(size), shrink = 1.0 / unit / unit;
@@ -50,8 +57,9 @@ __global__ void __launch_bounds__(HELD < 8 ? 128 : 256, HELD < 8 ? 4 : 2)
     __syncthreads();
     const bool converged = eigenvectors<HELD>(A, Z, order, across, values);
     sort(values, order, squares, place);
+    const Factors out = factors_of(all, kept[2], order);
     if (thread == 0) {
-      *found = judge(squares, values, p, unit);
+      *found = judge(squares, values, order, p, unit);
       if (!converged || !isfinite(squares[0])) *found = {0, false, false, 0.0};
       report(*found, found->clear ? EIGEN : SVD, values, unit, out);
     }

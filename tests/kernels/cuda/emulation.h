@@ -366,6 +366,15 @@ inline int upper_bits(double x) {
   return static_cast<int>(bits >> 32);
 }
 inline double inverse_root(double x) { return 1.0 / std::sqrt(x); }
+inline double rough_inverse_root(double x) {  // as the instruction, which knows the upper half of x alone
+  const double y = 1.0 / std::sqrt(x);
+  int64_t bits;
+  memcpy(&bits, &y, sizeof bits);
+  bits &= ~0xffffffffll;
+  double rough;
+  memcpy(&rough, &bits, sizeof rough);
+  return rough;
+}
 template <class T>
 T rounded(double x) {
   return static_cast<T>(x);

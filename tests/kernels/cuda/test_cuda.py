@@ -1,5 +1,6 @@
 """The CUDA contract against the reference: every shape, stride, scale, launch shape and kind of rank deficiency."""
 
+import emulator
 import numpy as np
 import pytest
 from cases import (
@@ -17,7 +18,7 @@ from cases import (
 )
 
 from fastkoop.kernels import cpu, reference
-from fastkoop.kernels.cuda import STRIP, arguments, launch, split
+from fastkoop.kernels.cuda import STRIP, arguments, instances, launch, split
 from fastkoop.kernels.cuda import library as cuda_library
 from fastkoop.kernels.plan import ROUTES
 
@@ -69,6 +70,19 @@ class TestRules:
         assert words(cuda, factors.route) == ["svd"] * 2
         states = cuda.reconstruct(on(cuda, time_major(X)), cuda.evolve(factors, np.array([2])))[0]
         assert_states(cuda.driver.host(states), X, 2, FULL)
+
+    @pytest.mark.parametrize("n, m", [(90, 16), (90, 32), (32, 90), (90, 33)])
+    @pytest.mark.parametrize("apart", [0.0, 1e-12, 1e-7, 1e-3])
+    def test_singular_values_side_by_side(self, emulated, rng, n, m, apart, dtype):
+        """Jacobi turns by twenty bits of an angle, and all last turns at once where rows differ in length: not here."""
+        order, rule = min(n, m), ("relative", 0.3)
+        values = np.repeat([1.0, 1e-5], [order // 2, order - order // 2]) * (1.0 + apart * np.arange(order))
+        F = with_singular_values(rng, n, m, values)
+        X = np.c_[F, rng.normal(size=n) / np.sqrt(n)].astype(dtype)[None]
+        factors = emulated().fit(time_major(X), rule)
+        assert factors.rank.tolist() == [order // 2] and words(emulated(), factors.route) == ["eigen"]
+        states, _ = emulated().predict(time_major(X), 2, rule)
+        assert_states(states, X, 2, rule)
 
     @pytest.mark.parametrize("n, m", [(40, 9), (9, 40), (12, 11), (12, 12), (70, 66)])
     @pytest.mark.parametrize("condition", [1e7, 1e10])
@@ -344,6 +358,47 @@ class TestLongBlocks:
         assert np.isnan(states[2]).all() and words(cuda, route)[2] == "non-finite"
         assert words(cuda, route)[0] == ("cholesky" if n > m or steps == 1 else "eigen")  # the certificate is tried
         assert words(cuda, route)[1] in ("eigen", "svd")
+
+    @pytest.mark.parametrize("n, m", [(600, 40), (40, 600), (600, 64), (64, 600)])
+    def test_of_many_rows_are_certified(self, emulated, rng, monkeypatch, n, m):
+        cuda = long_blocks(emulated, monkeypatch)
+        X = np.stack([graded(rng, n, m, np.float32, 0.1), dying(rng, n, m, np.float32)])
+        states, route = cuda.predict(time_major(X), 1, FULL)
+        assert f"fastkoop::certify<{2 if min(n, m) == 40 else 3}>" in {name for name, *_ in cuda.driver.launched}
+        assert words(cuda, route)[0] == "cholesky"
+        assert_states(states, X, 1, FULL)
+
+
+def long_blocks(emulated, monkeypatch):
+    """The contract where blocks of 600 x 40 or 4000 x 20 are shared by several CTAs."""
+    monkeypatch.setattr(launch, "LONG_BLOCK", 1000)
+    monkeypatch.setattr(launch, "SHARE_LINES", 200)
+    return emulated(device=emulator.H200._replace(shared=140_000, shared_total=142_000))
+
+
+def test_every_instance_answers(emulated, rng, monkeypatch, dtype):
+    """No kernel of the list is left to the first device that it meets."""
+    cuda, rule = emulated(), ("relative", 3.3e-2)
+    for n, m in ((1, 9), (90, 4), (90, 12), (90, 20), (70, 36), (66, 64)):
+        X = graded(rng, n, m, dtype, low=1e-3)[None]
+        assert_states(cuda.predict(time_major(X), 3, rule)[0], X, 3, rule)
+        assert np.isfinite(cuda.pinv(time_major(X[..., :-1]), rule)[0]).all()
+        steps = np.array([1, 2, 5])
+        states = cuda.reconstruct(time_major(X), cuda.evolve(cuda.fit(time_major(X), rule), steps))
+        for state, T in zip(states, steps, strict=True):
+            assert_states(state, X, int(T), rule)
+    source, strips = np.ones((4, 8), dtype), np.zeros(1, STRIP)
+    strips[0] = (source.ctypes.data, 0, 4, 8, 8, 1, 8)
+    for to in (np.float32, np.float64):
+        cuda.record(split(strips, dtype.itemsize).view(np.uint8), dtype, row := np.zeros(32, to))
+        assert (row == 1.0).all()
+    shared = long_blocks(emulated, monkeypatch)
+    for n, m in ((2000, 20), (600, 40), (600, 64)) if dtype == np.float32 else ():
+        X = graded(rng, n, m, dtype, low=0.3)[None]
+        assert_states(shared.predict(time_major(X), 1, rule)[0], X, 1, rule)
+    launched = {name for name, *_ in (*cuda.driver.launched, *shared.driver.launched)}
+    other = ("<double",) if dtype == np.float32 else ("<float", "certify", "add_parts")
+    assert launched == {name for name in instances(emulator.H200) if not any(word in name for word in other)}
 
 
 class TestLibrary:
