@@ -9,9 +9,9 @@ from __future__ import annotations
 import numba
 from numba.core.compiler import CompileResult
 
-NEWEST = (0, 68)  # of Numba, that compiling.py was tried with
+TRIED = (0, 68)  # the version of Numba that compiling.py was tried with
 
-if numba.version_info.short <= NEWEST:
+if numba.version_info.short == TRIED:
     from .compiling import IngredientCompiler, KernelCompiler, SumsCompiler, rebuilt
 
     KERNEL, INGREDIENT, SUMS = (

@@ -74,7 +74,7 @@ def test_views_of_rows():
         np.testing.assert_allclose(total(row, first, length)[2:], (rest @ rest, part @ part), rtol=1e-14)
 
 
-NEWER = """
+ANOTHER = """
 import numba
 numba.version_info = numba.version_info._replace(short=(9, 0))
 import numpy as np
@@ -88,11 +88,11 @@ print(pipelines.KERNEL, np.abs(states - expected[:, :, 0]).max() < 1e-5)
 """
 
 
-def test_a_newer_numba_compiles_in_its_own_way(tmp_path):
+def test_another_numba_compiles_in_its_own_way(tmp_path):
     environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin"}
     for _ in range(2):  # the second time from disk
         done = subprocess.run(
-            [sys.executable, "-c", NEWER], capture_output=True, text=True, env=environment, check=True
+            [sys.executable, "-c", ANOTHER], capture_output=True, text=True, env=environment, check=True
         )
         assert done.stdout.split() == ["{}", "True"]
 
