@@ -1,7 +1,7 @@
 """Which compiler the kernels take: compiling.py's, or Numba's own in versions that it was not tried with.
 
 The former builds on the inside of Numba, which may change with any version. The kernels do not need it: without it
-their first calls take half as long again.
+their first calls take about twice as long.
 """
 
 from __future__ import annotations

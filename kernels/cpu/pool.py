@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from .threads import blas, get_num_threads
 
-WORK_PER_THREAD = 1 << 22  # multiply-adds, half a millisecond; waking a thread for less costs more than it saves
+WORK_PER_THREAD = 1 << 23  # multiply-adds, half a millisecond; waking a thread for less costs more than it saves
 RANGES_PER_THREAD = 4  # uneven blocks (truncated beside full rank) even out over more, smaller ranges
 
 _lock = threading.Lock()
