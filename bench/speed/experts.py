@@ -99,6 +99,11 @@ def rank_aware(problem, powered):
     return run
 
 
+def forget_compiled() -> None:
+    """Let torch.compile begin anew: after eight shapes of a function it gives up, and later cases' experts with it."""
+    torch.compiler.reset()
+
+
 def _in_chunks(make, size: int, compiled: bool = False):
     """The same, a few blocks at a time, out of a float64 buffer that stays in cache."""
 

@@ -31,7 +31,7 @@ from fastkoop.checks import InputError
 from fastkoop.files import write_json
 from fastkoop.profile.devices import Gpu, Host
 
-from . import bounds, cases, data, measure, roofline, tables
+from . import bounds, cases, data, experts, measure, roofline, tables
 
 EXPERTS = ("expert", "rank-aware")
 
@@ -223,6 +223,7 @@ def run(options: argparse.Namespace) -> None:
         finally:
             gc.collect()
             device.release()
+            experts.forget_compiled()
         result["cold_start"] = None if options.only_time else cold_start(case, known)
         result["memory"] = None if options.only_time else peak_memory(case)
         result["load_average"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # who else was at work
