@@ -15,12 +15,12 @@ from .kernels.contract import COORDINATES
 from .kernels.cpu import large
 from .kernels.cpu.cache import cache_place
 from .kernels.cpu.lapack import tridiagonalize
-from .kernels.plan import NON_FINITE, ROUTES, SVD, Plan, plan, resolution
+from .kernels.plan import NON_FINITE, ROUTES, SVD, Plan, iterates, plan, resolution
 
 __all__ = [
     "COORDINATES", "NON_FINITE", "ROUTES", "SVD", "Plan", "backend_for", "cache_place", "cuda", "each_large_block",
-    "get_num_threads", "kernels", "observed", "plan", "pooled", "resident", "resolution", "set_num_threads", "strips",
-    "triangles", "tridiagonalize",
+    "get_num_threads", "iterates", "kernels", "observed", "plan", "pooled", "resident", "resolution", "set_num_threads",
+    "strips", "triangles", "tridiagonalize",
 ]  # fmt: skip
 
 

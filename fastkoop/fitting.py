@@ -22,6 +22,8 @@ def kept_of(backend, X, options: Options) -> backends.triangles.Kept | None:
     observed, columns, n = options.observables.observed, len(X), X.shape[-1]
     if not observed.tall(n, columns) or 8 * columns * KEPT > n * X.itemsize or not math.prod(X.shape[1:-1]):
         return None
+    if options.plain and backends.iterates(columns - 1, options.rule(n, columns, X.dtype)):
+        return None  # nor worth making, before it is known that fewer products will not do
     if options.plain:
         return backends.triangles.Kept(backend.gram(X, "snapshots"), False, None)
     return backends.observed.keep(backends.observed.gram(backend, X, observed), observed)

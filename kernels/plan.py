@@ -8,8 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .cutoffs import KINDS, RANK, needs_largest_only
+
 # The largest min(n, m) that the Numba eigensolver takes; LAPACK is faster beyond (measured crossover).
 KERNEL_ORDER = 96
+# From this min(n, m) on, the few directions that a cutoff may keep are sought without a Gram matrix (measured).
+ITERATIVE_ORDER = 1024
 
 # A Gram matrix is used as it is if its trace, a sum of squares, lies between these: products of two such sums must
 # neither overflow nor become denormal. Blocks beyond are scaled by a power of two first, on the SVD's route.
@@ -70,6 +74,17 @@ def plan(blocks: int, n: int, m: int, dtype, steps: int = 1) -> Plan:
         blocks * n * (m + 2) * itemsize,
         blocks * (gram + solve + readout),
     )
+
+
+def iterates(order: int, cutoff: tuple[str, float]) -> bool:
+    """Whether of such a block's directions a few are sought first; where they do not do, a Gram matrix is made.
+
+    >>> iterates(1875, ("relative", 1e-2)), iterates(1875, ("energy", 0.9)), iterates(785, ("rank", 3))
+    (True, False, False)
+    """
+    kind = KINDS[cutoff[0]]
+    few = needs_largest_only(kind) or (kind == RANK and 0 < int(cutoff[1]) < order)
+    return order >= ITERATIVE_ORDER and few
 
 
 @functools.lru_cache(maxsize=1024)

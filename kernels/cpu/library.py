@@ -9,17 +9,20 @@ import math
 
 import numpy as np
 
-from ..cutoffs import KINDS, RANK, floor, needs_largest_only
+from ..cutoffs import KINDS, RANK, floor
 from ..factors import Reduced, empty, ends
-from ..plan import EIGEN, NON_FINITE, SVD, ZERO, Resolution, triage, unit_of
+from ..plan import EIGEN, NON_FINITE, SVD, ZERO, Resolution, iterates, triage, unit_of
 from ..selection import limit, resolved, select
 from . import lapack
 from .algebra import reduced_solve
 from .dense import QL_ITERATIONS, ROTATIONS
-from .subspace import LEAST_ORDER, leading_eigh
+from .streamed import Streamed, over_strips
+from .subspace import Formed, Products, leading_eigh
+from .threads import blas
 
 TILE_ENTRIES, TILE_LINES = 1 << 19, 512  # float64 numbers converted at a time: 4 MiB, or these lines if they are more
 MIRROR_LINES = 64
+ANGLES = {24: 1e-7, 53: 1e-9}  # of the few directions kept against the exact ones, by the data's significand bits
 
 
 def tiles(length: int, other: int):
@@ -76,19 +79,33 @@ def scale_of(block: np.ndarray) -> tuple[int, float]:
 
 def truncated_eigh(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
     """Status, and the eigenpairs of G that count: squares, V, their number, the threshold, the edge flag."""
-    return few_pairs(G, cutoff, digits, bounds) or decomposed(G, cutoff, digits, bounds)
+    return few_pairs(Formed(G), cutoff, digits, bounds) or decomposed(G, cutoff, digits, bounds)
 
 
-def few_pairs(G: np.ndarray, cutoff, digits: int, bounds: Resolution):
+def few_streamed(G: Streamed, cutoff, digits: int, bounds: Resolution):
+    """`few_pairs` of a matrix that is never formed."""
+    with blas.one_thread():  # threads that BLAS keeps waiting would hold up those of the products
+        return few_pairs(G, cutoff, digits, bounds)
+
+
+def few_of_block(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resolution):
+    """`few_streamed` of a (columns, n) block of snapshots, and F^T x_last (tall) or x_last (wide); None as there."""
+    last = block[-1].astype(np.float64)
+    G = Streamed(block[:-1], not wide, None if wide else last)
+    few = few_streamed(G, cutoff, digits, bounds) if triage(1.0, float(last @ last)) == EIGEN else None
+    return few and (few, last if wide else G.moment)
+
+
+def few_pairs(G: Products, cutoff, digits: int, bounds: Resolution):
     """`truncated_eigh` of a matrix so large, and a cutoff so coarse, that iterating is quicker; else None."""
-    kind, value, order = KINDS[cutoff[0]], float(cutoff[1]), len(G)
-    if order < LEAST_ORDER or not (needs_largest_only(kind) or (kind == RANK and 0 < int(value) < order)):
+    kind, value, order = KINDS[cutoff[0]], float(cutoff[1]), G.order
+    if not iterates(order, cutoff):
         return None
 
     def above(largest: float) -> float:
         return limit(math.sqrt(largest), kind, value, digits, 1.0) ** 2
 
-    few = leading_eigh(G, int(value) if kind == RANK else above, bounds.gram)
+    few = leading_eigh(G, int(value) if kind == RANK else above, bounds.gram, ANGLES[digits])
     if few is None:
         return None
     squares, V = few
@@ -158,11 +175,37 @@ def reduce_block(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Res
 
     Of a wide block's Fp F^T only the product with the few vectors that are kept is made, from the data.
     """
+    if few := few_of_block(block, wide, cutoff, digits, bounds):
+        return reduce_few(block, wide, *few)
     if not wide:
         return reduce_snapshots(gram_snapshots(block), cutoff, digits, bounds)
     last = block[-1].astype(np.float64)
     C = mirrored(upper_gram(block[:-1]))
     return reduce_weights(C, lambda V: advance_past(block, V), last, cutoff, digits, bounds)
+
+
+def reduce_few(block: np.ndarray, wide: bool, few, x: np.ndarray) -> Reduced:
+    """The operator of a (columns, n) block from what `few_of_block` found; route SVD where that cannot tell."""
+    route, squares, V, rank, threshold, edge = few
+    if route != EIGEN:
+        return empty(len(V), route)
+    values = np.sqrt(squares)
+    if wide:
+        basis, readout = V, advance_past(block, V / squares)
+        operator = V.T @ readout
+    else:
+        basis = readout = V / values
+        operator = projected(block, basis)
+    return Reduced(basis, readout, operator, basis.T @ x, rank, threshold, *ends(values), edge, route)
+
+
+def projected(block: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """U^T Fp basis, U = F basis, of a tall (columns, n) block."""
+
+    def part(strips):
+        return sum((X[:-1].T @ basis).T @ (X[1:].T @ basis) for _, X in strips)
+
+    return sum(over_strips(part, block, True))
 
 
 def advance_past(block: np.ndarray, V: np.ndarray) -> np.ndarray:
@@ -179,7 +222,7 @@ def truncated_solve(G: np.ndarray, x: np.ndarray, cutoff, digits: int, bounds: R
 
     LAPACK's tridiagonal form, then no eigenvectors, unless a few can be had sooner. G is symmetric, and overwritten.
     """
-    if few := few_pairs(G, cutoff, digits, bounds):
+    if few := few_pairs(Formed(G), cutoff, digits, bounds):
         route, squares, V, *_ = few
         return V @ ((V.T @ x) / squares), route
     order, scale = len(G), unit_of(float(np.trace(G)))
@@ -201,6 +244,8 @@ def step_block(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resol
     """out = K x_last of a (columns, n) block by its Gram matrix; the route, SVD where that cannot tell."""
     m, n = block.shape[0] - 1, block.shape[1]
     last = block[-1].astype(np.float64)
+    if few := few_of_block(block, wide, cutoff, digits, bounds):
+        return step_few(block, wide, *few, out)
     S = mirrored(upper_gram(block[:-1])) if wide else gram_snapshots(block)
     G, x = (S, last) if wide else (np.ascontiguousarray(S[:m, :m]), S[:m, m])
     route = triage(float(np.trace(G)), float(last @ last))
@@ -213,6 +258,24 @@ def step_block(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resol
     elif route == EIGEN:
         for part in tiles(n, m):
             out[part] = y @ block[1:, part].astype(np.float64)
+    return route
+
+
+def step_few(block: np.ndarray, wide: bool, few, x: np.ndarray, out: np.ndarray) -> int:
+    """`step_block` by what `few_of_block` found."""
+    route, squares, V, *_ = few
+    if route != EIGEN:
+        return route
+    y = V @ ((V.T @ x) / squares)
+    if wide:
+        out[:] = advance_past(block, y[:, None])[:, 0]
+        return route
+
+    def fill(strips):
+        for part, Xp in strips:
+            out[part] = y @ Xp
+
+    over_strips(fill, block[1:], True)
     return route
 
 
@@ -262,10 +325,13 @@ def pinv_gram(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Resolu
     """out (m, n) = F^+ of an (m, n) block of columns, by its Gram matrix; SVD if that cannot resolve it."""
     lines = block if wide else block.T  # F^+ = (lines G^+) or its transpose, G = lines^T lines
     order = lines.shape[1]
-    G = mirrored(upper_gram(block) if wide else upper_gram(block, across=True))
-    if triage(float(np.trace(G)), 0.0) != EIGEN:
-        return SVD  # which settles zero and non-finite blocks too
-    route, squares, V, *_ = truncated_eigh(G, cutoff, digits, bounds)
+    few = few_streamed(Streamed(block, not wide), cutoff, digits, bounds)
+    if few is None:
+        G = mirrored(upper_gram(block, across=not wide))
+        if triage(float(np.trace(G)), 0.0) != EIGEN:
+            return SVD  # which settles zero and non-finite blocks too
+        few = truncated_eigh(G, cutoff, digits, bounds)
+    route, squares, V, *_ = few
     if route == EIGEN:
         result = out if wide else out.T
         for part in tiles(len(lines), order):
