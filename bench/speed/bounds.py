@@ -51,14 +51,15 @@ def bounds(profile: Profile | None = None) -> str:
         f"matrix alone reaches {grams} of the float64 rate at m = 8, 32, 64. A8's floor is copying, {floor:.1f} µs a "
         "block; converting its data to float64 and summing take longer.",
         "RR32 and RR64 at `array_api`: where a cutoff asks for more than a float64 Gram matrix resolves, hidden nodes' "
-        f"blocks are answered by a triangle or by rotations of their own data; at n = 21, m = 32 that takes "
-        f"{profile.time('predict', *small, 'unresolved'):.1f} and {profile.time('predict', *small, 'truncated'):.1f} "
-        f"µs, against {profile.time('predict', *small):.1f} by the Gram matrix. Since that profile, most "
-        "such blocks are answered by a Gram matrix's solution that their data refines: against libraries these rows "
-        "reach their figure.",
+        "blocks are answered by its solution, which their data refines, or by their data alone; at n = 21, m = 32 that "
+        f"takes {profile.time('predict', *small, 'unresolved'):.1f} and "
+        f"{profile.time('predict', *small, 'truncated'):.1f} µs, against {profile.time('predict', *small):.1f} by the "
+        "Gram matrix.",
         f"C: of {C[0]:.0f} ms a block, BLAS's float64 product alone takes {C[1]:.0f} and LAPACK's tridiagonal form "
         f"{C[2]:.0f}.",
-        f"D: of {D[0]:.0f} ms, the product takes {D[1]:.0f} and the tridiagonal form {D[2]:.0f}.",
+        f"D: where much is kept, the product takes {D[1]:.0f} of {D[0]:.0f} ms and the tridiagonal form {D[2]:.0f}. "
+        "`jax` keeps five directions: five passes over the data find them, which convert it to float64 and multiply it "
+        "with 16 vectors twice.",
         f"P: its fits, with eigenvectors, are {fit_seconds():.1f} s of it.",
     ]
     return "\n".join(f"- {line}" for line in lines)
