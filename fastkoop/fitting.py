@@ -17,13 +17,13 @@ def kept_of(backend, X, options: Options) -> backends.triangles.Kept | None:
     """The Gram matrices (B, m+1, m+1) of tall blocks X (m+1, ..., n), if they are worth keeping beside X.
 
     And with anything but the defaults, triangles of blocks that these do not settle. Corners of both are those of X's
-    first snapshots.
+    first snapshots. Nothing of blocks that may be fitted without a Gram matrix.
     """
     observed, columns, n = options.observables.observed, len(X), X.shape[-1]
     if not observed.tall(n, columns) or 8 * columns * KEPT > n * X.itemsize or not math.prod(X.shape[1:-1]):
         return None
     if options.plain and backends.iterates(columns - 1, options.rule(n, columns, X.dtype)):
-        return None  # nor worth making, before it is known that fewer products will not do
+        return None
     if options.plain:
         return backends.triangles.Kept(backend.gram(X, "snapshots"), False, None)
     return backends.observed.keep(backends.observed.gram(backend, X, observed), observed)

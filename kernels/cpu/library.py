@@ -141,13 +141,18 @@ def reduce_snapshots(S: np.ndarray, cutoff, digits: int, bounds: Resolution) -> 
     route = triage(float(np.trace(G)), float(S[m, m]))
     if route != EIGEN:
         return empty(m, route)
-    route, squares, V, rank, threshold, edge = truncated_eigh(G, cutoff, digits, bounds)
+    pairs = truncated_eigh(G, cutoff, digits, bounds)
+    return on_snapshots(pairs, lambda basis: basis.T @ S[:m, 1:] @ basis, S[:m, m])
+
+
+def on_snapshots(pairs, project, x: np.ndarray) -> Reduced:
+    """A tall block's operator from pairs of F^T F, project(basis) = U^T Fp basis with U = F basis, and F^T x_last."""
+    route, squares, V, rank, threshold, edge = pairs
     if rank and squares[-1] <= 0.0:  # nothing a Gram matrix could say
-        return empty(m, SVD)
+        return empty(len(V), SVD)
     values = np.sqrt(squares)
     basis = V / values
-    operator, start = basis.T @ S[:m, 1:] @ basis, basis.T @ S[:m, m]
-    return Reduced(basis, basis, operator, start, rank, threshold, *ends(values), edge, route)
+    return Reduced(basis, basis, project(basis), basis.T @ x, rank, threshold, *ends(values), edge, route)
 
 
 def reduce_weights(C: np.ndarray, after, last: np.ndarray, cutoff, digits: int, bounds: Resolution) -> Reduced:
@@ -155,9 +160,14 @@ def reduce_weights(C: np.ndarray, after, last: np.ndarray, cutoff, digits: int, 
     route = triage(float(np.trace(C)), float(last @ last))
     if route != EIGEN:
         return empty(len(C), route)
-    route, squares, V, rank, threshold, edge = truncated_eigh(C, cutoff, digits, bounds)
+    return on_weights(truncated_eigh(C, cutoff, digits, bounds), after, last)
+
+
+def on_weights(pairs, after, last: np.ndarray) -> Reduced:
+    """A wide block's operator from pairs of F F^T, after(V) = Fp F^T V and x_last."""
+    route, squares, V, rank, threshold, edge = pairs
     if rank and squares[-1] <= 0.0:
-        return empty(len(C), SVD)
+        return empty(len(V), SVD)
     readout = after(V / squares)
     return Reduced(V, readout, V.T @ readout, V.T @ last, rank, threshold, *ends(np.sqrt(squares)), edge, route)
 
@@ -184,19 +194,14 @@ def reduce_block(block: np.ndarray, wide: bool, cutoff, digits: int, bounds: Res
     return reduce_weights(C, lambda V: advance_past(block, V), last, cutoff, digits, bounds)
 
 
-def reduce_few(block: np.ndarray, wide: bool, few, x: np.ndarray) -> Reduced:
+def reduce_few(block: np.ndarray, wide: bool, pairs, x: np.ndarray) -> Reduced:
     """The operator of a (columns, n) block from what `few_of_block` found; route SVD where that cannot tell."""
-    route, squares, V, rank, threshold, edge = few
+    route, _, V, *_ = pairs
     if route != EIGEN:
         return empty(len(V), route)
-    values = np.sqrt(squares)
     if wide:
-        basis, readout = V, advance_past(block, V / squares)
-        operator = V.T @ readout
-    else:
-        basis = readout = V / values
-        operator = projected(block, basis)
-    return Reduced(basis, readout, operator, basis.T @ x, rank, threshold, *ends(values), edge, route)
+        return on_weights(pairs, lambda V: advance_past(block, V), x)
+    return on_snapshots(pairs, lambda basis: projected(block, basis), x)
 
 
 def projected(block: np.ndarray, basis: np.ndarray) -> np.ndarray:

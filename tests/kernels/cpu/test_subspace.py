@@ -1,7 +1,5 @@
 """The leading eigenpairs of a large Gram matrix: right, proved, or refused."""
 
-import importlib
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,7 @@ from fastkoop.kernels.contract import DIGITS
 from fastkoop.kernels.cpu import library
 from fastkoop.kernels.cpu.streamed import Streamed
 from fastkoop.kernels.cpu.subspace import Formed, leading_eigh
-from fastkoop.kernels.plan import EIGEN, NON_FINITE, iterates, resolution
+from fastkoop.kernels.plan import EIGEN, NON_FINITE, SVD, iterates, resolution
 
 ORDER = 1200
 BLUR = resolution(4 * ORDER, ORDER, np.float32).gram
@@ -99,7 +97,7 @@ def test_the_library_route_is_the_same_with_it_and_without(cutoff, rng, monkeypa
     bounds = resolution(4 * ORDER, ORDER, np.float32)
     assert cutoff != ("rank", 10) or library.few_pairs(Formed(G), cutoff, 24, bounds)
     few = library.truncated_eigh(G, cutoff, 24, bounds)
-    monkeypatch.setattr(importlib.import_module(iterates.__module__), "ITERATIVE_ORDER", ORDER + 1)
+    monkeypatch.setitem(iterates.__globals__, "ITERATIVE_ORDER", ORDER + 1)
     full = library.truncated_eigh(G, cutoff, 24, bounds)
     assert few[0] == full[0] and few[3] == full[3] and few[5] == full[5]
     np.testing.assert_allclose(few[1], full[1], rtol=1e-8)
@@ -122,7 +120,7 @@ class TestBlocks:
         def both(function):
             results = []
             for least in (100, 10_000):
-                monkeypatch.setattr(importlib.import_module(iterates.__module__), "ITERATIVE_ORDER", least)
+                monkeypatch.setitem(iterates.__globals__, "ITERATIVE_ORDER", least)
                 monkeypatch.setattr(library, "upper_gram", gram if least == 10_000 else None)  # not called
                 results.append(function())
             return results
@@ -161,7 +159,7 @@ class TestBlocks:
 
     @pytest.mark.parametrize(("place", "value"), [((3, 5), np.nan), ((-1, 5), np.nan), ((0, 0), np.inf)])
     def test_non_finite(self, block, monkeypatch, place, value):
-        monkeypatch.setattr(importlib.import_module(iterates.__module__), "ITERATIVE_ORDER", 100)
+        monkeypatch.setitem(iterates.__globals__, "ITERATIVE_ORDER", 100)
         block = block.copy()
         block[place] = value
         n, m, out = block.shape[1], len(block) - 1, np.zeros(block.shape[1])
@@ -170,7 +168,7 @@ class TestBlocks:
         assert library.reduce_block(block, *rest).route == NON_FINITE
 
     def test_the_same_bits_for_any_number_of_threads(self, block, threads, monkeypatch):
-        monkeypatch.setattr(importlib.import_module(iterates.__module__), "ITERATIVE_ORDER", 100)
+        monkeypatch.setitem(iterates.__globals__, "ITERATIVE_ORDER", 100)
         n, m = block.shape[1], len(block) - 1
         rest = n <= m, ("relative", 0.025), DIGITS[block.dtype], resolution(n, m, block.dtype)
         found = []
@@ -179,3 +177,16 @@ class TestBlocks:
             found.append(np.empty(n))
             library.step_block(block, *rest, found[-1])
         assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
+
+    @pytest.mark.parametrize("wide", [False, True])
+    def test_what_float64_products_cannot_resolve_goes_to_the_svd(self, wide, rng, monkeypatch):
+        n, m = (340, 700) if wide else (700, 340)
+        modes, courses = (np.linalg.qr(rng.normal(size=(size, 340)))[0] for size in (n, m + 1))
+        block = (courses * 0.05 ** np.arange(340.0)) @ modes.T
+        rest = wide, ("rank", 3), 53, resolution(n, m, np.float64)
+        monkeypatch.setitem(iterates.__globals__, "ITERATIVE_ORDER", 100)
+        monkeypatch.setattr(library, "upper_gram", None)  # not called
+        assert library.step_block(block, *rest, np.empty(n)) == SVD
+        assert library.pinv_gram(block[:-1], *rest, np.empty((m, n))) == SVD
+        reduced = library.reduce_block(block, *rest)
+        assert (reduced.route, reduced.rank) == (SVD, 0)
