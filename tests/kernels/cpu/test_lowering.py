@@ -112,6 +112,13 @@ def test_entries(dtype, read, written):
     np.testing.assert_array_equal(A, values[:3])
 
 
+@pytest.fixture
+def typing_context():
+    """Numba's typing context, filled: it knows no function until a process compiles one or loads one."""
+    cpu_target.typing_context.refresh()
+    return cpu_target.typing_context
+
+
 class TestOperators:
     class Context:
         def __init__(self):
@@ -121,10 +128,10 @@ class TestOperators:
             self.asked.append(call)
             return call[1]
 
-    def test_the_same_types_are_looked_up_once(self):
+    def test_the_same_types_are_looked_up_once(self, typing_context):
         context = self.Context()
         known = lowering.Operators(context)
-        add = cpu_target.typing_context.resolve_value_type(operator.add)
+        add = typing_context.resolve_value_type(operator.add)
         pair = types.int64, types.float64
         for _ in range(3):
             assert known.resolve_function_type(add, pair, {}) == pair
@@ -132,10 +139,10 @@ class TestOperators:
         known.resolve_function_type(add, pair[::-1], {})
         assert len(context.asked) == 2 and known.other == "attribute"
 
-    def test_calls_of_other_functions_are_not_kept(self):
+    def test_calls_of_other_functions_are_not_kept(self, typing_context):
         context = self.Context()
         known = lowering.Operators(context)
-        for function in (cpu_target.typing_context.resolve_value_type(max), types.unknown):
+        for function in (typing_context.resolve_value_type(max), types.unknown):
             known.resolve_function_type(function, (types.int64,), {})
             known.resolve_function_type(function, (types.int64,), {})
         assert len(context.asked) == 4
