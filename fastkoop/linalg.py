@@ -16,8 +16,8 @@ from .cutoff import Cutoff
 from .interop import arrays, traced
 from .machine import free_memory
 
-FEW_BLOCKS = 64
-FEW = 1 << 12  # numbers that are looked at one by one in less time than NumPy takes to be quiet about their sum
+FEW_BLOCKS = 64  # that Python looks at sooner than NumPy has begun
+FEW = 1 << 15  # numbers whose ends are found before NumPy is quiet about their sum
 
 
 def time_major(data, time_axis: int):
@@ -41,8 +41,10 @@ def refuse_non_finite(route, batch: tuple[int, ...], name: str = "X") -> None:
 
 def warn_of_overflow(values, route, batch: tuple[int, ...], source: arrays.Array, text=checks.overflow) -> None:
     """Warn if values (..., B, n) of blocks that were finite do not fit the caller's dtype."""
-    if values.size <= FEW and not source.dtype and np.logical_and.reduce(np.isfinite(values), axis=None):
-        return
+    if 0 < values.size <= FEW and not source.dtype:
+        ends = values.item(values.argmin()), values.item(values.argmax())  # NaN is either, if there is one
+        if math.isfinite(ends[0]) and math.isfinite(ends[1]):
+            return
     with np.errstate(over="ignore", invalid="ignore"):
         if not values.size or (not source.dtype and np.isfinite(values.sum())):  # half the cost of looking at each
             return

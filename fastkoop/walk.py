@@ -46,8 +46,8 @@ class States:
     Holds its own copy of all it needs (r rows of n numbers a block): the snapshots may be overwritten.
     """
 
-    def __init__(self, parts: Sequence[tuple[Readout, Any]]):
-        """parts: readout and factors of each operator."""
+    def __init__(self, parts: Sequence[tuple[Readout, Any]], *, overwrites: bool = False):
+        """parts: readout and factors of each operator; overwrites: each state lies in the memory of the one before."""
         self.backend, self._place = parts[0][0].backend, parts[0][0].place
         xp, self.n = self.backend.xp, parts[0][0].snapshots.shape[-1]
         rows = _joined(xp, [readout.rows(factors) for readout, factors in parts])
@@ -56,6 +56,7 @@ class States:
         self._any_bad = bool(self._bad.any())
         self._weight = _largest(xp, rows)
         self._memory, self._rows = rows, self.backend.rows_of(rows)
+        self._overwrites, self._out = overwrites, None
         self.restart()
 
     def __getstate__(self) -> dict:
@@ -72,7 +73,7 @@ class States:
         self.steps = 0
         self._y, self._at = self._factors.start, 1  # coordinates of the state at step `_at`
         self._first, self._passed = 1, None
-        self._held: Any = ()
+        self._held: Sequence[Any] = ()
         self._bounds: Sequence[float] = ()
 
     @property
@@ -100,13 +101,18 @@ class States:
 
     def _pass(self, at: int, ahead: int) -> None:
         if ahead == 1:
-            state, self._y, bound = self.backend.follow(self._rows, self._factors, self._weight, self._y, at - self._at)
-            self._passed, self._bounds, self._held = self._y[:, None], (bound,), state[None]
+            state, self._y, bound = self.backend.follow(
+                self._rows, self._factors, self._weight, self._y, at - self._at, self._out
+            )
+            self._passed, self._bounds, self._held = self._y[:, None], (bound,), (state,)
             self._at = self._first = at
+            if self._overwrites:
+                self._out = state
         else:
             self._pass_many(at, ahead)
         if self._any_bad:
-            self._held[:, self._bad] = np.nan
+            for state in self._held:
+                state[self._bad] = np.nan
 
     @np.errstate(over="ignore", invalid="ignore")  # `bound` is infinite then
     def _pass_many(self, at: int, ahead: int) -> None:
@@ -115,7 +121,7 @@ class States:
         y = self._passed = self.backend.evolve(self._factors._replace(start=self._y), np.arange(1, ahead + 1))
         self._y, self._at = self.backend.xp.ascontiguousarray(y[:, -1]), at + ahead - 1
         self._bounds = self.backend.xp.einsum("bkr,br->k", abs(y), self._weight).tolist()
-        self._held, self._first = self.backend.combine(self._rows, y, products=False), at
+        self._held, self._first = tuple(self.backend.combine(self._rows, y, products=False)), at
 
     def at(self, steps: np.ndarray) -> np.ndarray:
         """States (k, B, n) at ascending steps >= 1, as a matrix product where that is faster; the walk stays put."""
@@ -184,7 +190,7 @@ class Walk:
 
 
 def states_together(parts: Iterable[tuple[Readout, Any]]) -> tuple[list[States], list[tuple[int, slice]]]:
-    """States of many operators, small ones with the same n and dtype in one batch.
+    """States of many operators, small ones with the same n and dtype in one batch, each in the memory of the last one.
 
     Returns:
         The States, and for each part which of them it is in, and which of its blocks it owns.
@@ -200,7 +206,7 @@ def states_together(parts: Iterable[tuple[Readout, Any]]) -> tuple[list[States],
         places.append((batch, slice(first, first + B)))
     order = list(batches.values())
     index = {id(batch): k for k, batch in enumerate(order)}
-    return [States(batch) for batch in order], [(index[id(batch)], blocks) for batch, blocks in places]
+    return [States(batch, overwrites=True) for batch in order], [(index[id(batch)], blocks) for batch, blocks in places]
 
 
 def _coordinates(xp, parts: list):

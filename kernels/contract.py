@@ -96,8 +96,11 @@ class Backend(Protocol):
     def advance(self, factors: Factors, start, steps: int) -> Any:
         """Coordinates (B, r) `steps` further on, a new array."""
 
-    def follow(self, rows, factors: Factors, largest, start, steps: int) -> tuple:
-        """`advance`, then `combine` of the coordinates: states (B, n), coordinates (B, r), and their bound."""
+    def follow(self, rows, factors: Factors, largest, start, steps: int, out=None) -> tuple:
+        """`advance`, then `combine` of the coordinates: states (B, n), coordinates (B, r), and their bound.
+
+        out: the states' memory, of an earlier call.
+        """
 
     def combine(self, rows, coefficients, *, products: bool = True) -> Any:
         """Sums (k, B, n) over rows (q, ..., n) with coefficients (B, k, q), in rows' dtype."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,11 @@ class Copy(NamedTuple):
     blocks: slice
     columns: slice  # of the blocks' entries as (rows, -1)
     offset: np.ndarray | None  # to add to them
+
+    def out_of(self, states: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """The parameter, what goes into it out of these states of every batch, and the offset."""
+        values = states[self.batch][self.blocks].reshape(len(self.target), -1)[:, self.columns]
+        return self.target, values, self.offset
 
 
 class Stays:
@@ -123,6 +129,8 @@ class Mover:
         following = iter(places)
         self._places = [[next(following) for _ in layer] for layer in operators]
         self._copies: list[Copy] | None = None
+        self._read: list[np.ndarray] = []  # the states that moves read
+        self._moves: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
         self._members = [member for recording in recordings for _, member in recording.members]
         self._whole = not any(hasattr(member, "to_local") for member in self._members)
         self._seen: list[tuple[int, bool]] | None = None  # the members' addresses, and which are trained
@@ -154,8 +162,10 @@ class Mover:
         if copies is None or not bounded:
             self._move_each(states)
             return
-        for target, batch, blocks, columns, offset in copies:
-            values = states[batch][blocks].reshape(len(target), -1)[:, columns]
+        if len(states) != len(self._read) or not all(map(operator.is_, states, self._read)):
+            self._read = states
+            self._moves = [copy.out_of(states) for copy in copies]
+        for target, values, offset in self._moves:
             if offset is None:
                 target[...] = values
             else:
@@ -168,7 +178,7 @@ class Mover:
             return None
         seen = [(member.data_ptr(), member.requires_grad) for member in self._members]
         if seen != self._seen:
-            self._seen, self._copies = seen, None
+            self._seen, self._copies, self._read = seen, None, []
             self._trained = [member for member in self._members if member.requires_grad]
             views = [recording.view(i) for recording in self._recordings for i in range(len(recording.members))]
             if not any(view is None or _overlaps(view) for view in views):

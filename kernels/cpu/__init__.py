@@ -24,6 +24,7 @@ from .pool import over_blocks
 from .prepared import prepared
 
 xp = np  # the array module of this backend
+FEW = 64  # numbers whose maximum Python finds sooner than NumPy has begun
 
 
 def host(array: np.ndarray) -> np.ndarray:
@@ -198,22 +199,24 @@ def advance(factors: Factors, start: np.ndarray, steps: int) -> np.ndarray:
 
 
 def follow(
-    rows: Blocks, factors: Factors, largest: np.ndarray, start: np.ndarray, steps: int
+    rows: Blocks, factors: Factors, largest: np.ndarray, start: np.ndarray, steps: int, out: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """`advance`, then `combine` of the coordinates with rows (r, ..., n): states (B, n), coordinates, and a bound.
 
     No entry of the states is larger in modulus than the bound, the largest sum of |y| `largest` over a block's
-    coordinates, where largest (B, r) are the moduli that rows reach.
+    coordinates, where largest (B, r) are the moduli that rows reach. out: memory for the states, of an earlier call.
     """
     B, r = start.shape
     if steps > LEAST_SQUARED:
         start, steps = advance(factors, start, steps), 0
-    y, bounds, out = np.array(start, np.float64, order="C"), np.empty(B), aligned_empty((B, rows.n), rows.dtype)
+    y, bounds = np.array(start, np.float64, order="C"), np.empty(B)
+    if out is None:
+        out = aligned_empty((B, rows.n), rows.dtype)
     over_blocks(
         blocks.follow_range, B, B * r * (r * steps + rows.n), *rows[:5], r, factors.operator, factors.rank,
         largest, steps, y, bounds, out,
     )  # fmt: skip
-    return out, y, float(np.maximum.reduce(bounds, initial=0.0))
+    return out, y, max(bounds.tolist()) if 0 < B <= FEW else float(bounds.max(initial=0.0))
 
 
 @quiet

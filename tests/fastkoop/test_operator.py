@@ -175,6 +175,13 @@ class TestPredict:
             np.testing.assert_array_equal(ahead.step(count, ahead=held), [plain.step() for _ in range(count)][-1])
             assert plain.steps == ahead.steps
 
+    def test_states_of_a_walk_stay_as_they_are(self, dtype, rng):
+        walk = fk.fit(orbit(rng, 9, 4, dtype, batch=(2,))).walk()
+        first = walk.step()
+        before = first.copy()
+        walk.step(), walk.step(1, ahead=3), walk.step()
+        np.testing.assert_array_equal(first, before)
+
     def test_walk_survives_its_data(self, dtype, rng):
         X = orbit(rng, 9, 4, dtype, batch=(2,))
         expected = fk.fit(X).predict(3)
