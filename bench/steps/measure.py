@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from statistics import median
+from statistics import mean, median
 
 from fastkoop.experiments.problems import datasets
 from fastkoop.experiments.problems.classification import judge
@@ -45,11 +45,11 @@ def measure(data: datasets.Dataset, setting: Setting, name: str) -> dict:
     for (partition, every), (model, phase) in recorded.items():
         finals = {str(T): T * batches.per_epoch // every * every for T in setting.epochs}
         sides[partition, every] = Koopman(phase, finals, lambda model=model: test_loss(model))
-    shares: dict[str, list[float]] = {partition: [] for partition in setting.partitions}
+    shares: dict[str, dict[str, list[float]]] = {p: {str(w): [] for w in setting.windows} for p in setting.partitions}
     for _ in range(setting.rounds):
         _round(optimizers, sides, setting, batches.per_epoch, test_loss)
-        for partition, share in shares.items():
-            share.append(_record_share(start, partition, coming[: setting.shared]))
+        for partition, window in itertools.product(setting.partitions, setting.windows):
+            shares[partition][str(window)].append(_record_share(start, partition, window, coming[: setting.shared]))
     model.load_state_dict(average)
     return {
         "optimizer": {mode: each.figures for mode, each in optimizers.items()},
@@ -105,10 +105,10 @@ def _round(optimizers, sides, setting: Setting, per_epoch: int, test_loss: Calla
         side.jump()
 
 
-def _record_share(start, partition: str, batches: list) -> float:
-    """Recording over training, medians, one after the other."""
+def _record_share(start, partition: str, window: int, batches: list) -> float:
+    """Recording over training, medians, one after the other; of a window means, as one iterate in it takes longer."""
     model, optimizer = copy.deepcopy(start)
-    phase = KoopmanPhase(model, partition, capacity=len(batches))
+    phase = KoopmanPhase(model, partition, window=window, capacity=max(2, len(batches) // window))
     trained, recorded = [], []
     for round_ in range(2):  # the first one touches the memory
         for images, labels in batches:
@@ -119,4 +119,4 @@ def _record_share(start, partition: str, batches: list) -> float:
             if round_:
                 trained.append(between - began)
                 recorded.append(time.perf_counter() - between)
-    return median(recorded) / median(trained)
+    return (median(recorded) if window == 1 else mean(recorded)) / median(trained)

@@ -29,4 +29,5 @@ class Setting:
     ahead: int = 64
     rounds: int = 9
     stretch: int = 134
+    windows: tuple[int, ...] = (1, 10)  # iterates in a snapshot's mean, of recording's share
     shared: int = 100  # steps from which recording's share of a step is taken

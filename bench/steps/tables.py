@@ -29,10 +29,11 @@ def step_rows(results: dict) -> list[str]:
     heads = ["optimizer", "ms a step"]
     ways = ("one at a time", f"{setting['ahead']} at a time")
     heads += [f"{partition}, {way}" for partition in setting["partitions"] for way in ways]
-    heads += [f"recording {p}, share of a step" for p in setting["partitions"]]
+    recordings = list(itertools.product(setting["partitions"], setting["windows"]))
+    heads += [f"recording {p}, window={w}, share of a step" for p, w in recordings]
     reach = results["to_reach"]
     goal = [f"≥ {reach['step']:g}", f"≥ {reach['ahead']:g}"] * len(setting["partitions"])
-    goal += [f"≤ {reach['record']:.0%}"] * len(setting["partitions"])
+    goal += [f"≤ {reach['record']:.0%}"] * len(recordings)
     lines = [_line(heads), _line(["---"] * len(heads)), _line(["to reach, against AdaDelta, eager", "", *goal])]
     for name, mode in itertools.product(setting["optimizers"], setting["modes"]):
         mine = [one[name]["optimizer"][mode] for one in results["repeats"]]
@@ -45,8 +46,9 @@ def step_rows(results: dict) -> list[str]:
                 results, name, lambda one, mode=mode: one["optimizer"][mode]["step"],
                 lambda one, p=partition, w=what: one["koopman"][p]["1"][w],
             )))  # fmt: skip
-        for partition in setting["partitions"]:
-            shares = [share for one in results["repeats"] for share in one[name]["record_share"][partition]]
+        for partition, window in recordings:
+            found = (one[name]["record_share"][partition][str(window)] for one in results["repeats"])
+            shares = list(itertools.chain.from_iterable(found))
             cells.append(f"{median(shares):.1%}" if mode == "eager" else "")
         lines.append(_line([f"{name}, {mode}", *cells]))
     return lines

@@ -48,9 +48,10 @@ class GroupBuffer:
         self.width = -(-self.numbers // lane) * lane
         self.buffer: torch.Tensor | None = None
         self.base: torch.Tensor | None = None  # what half-precision snapshots are distances from
-        self._array: np.ndarray | None = None  # the buffer as NumPy sees it, whose copies cost a third of torch's
+        self._columns: list[np.ndarray] | None = None  # of the buffer, see `_columns_of`
         self._views: list[tuple[int, np.ndarray | None]] = [(0, None)] * len(self.members)
         self.sum: torch.Tensor | None = None  # iterates of an unfinished window, and room for one more
+        self._sums: tuple[torch.Tensor, torch.Tensor, list[np.ndarray] | None] | None = None  # both, and their columns
         self._row: torch.Tensor | None = None  # the parameters, packed
         self._offload = Offload(self) if self.device.type == "cuda" and self.home.type == "cpu" else None
 
@@ -80,15 +81,25 @@ class GroupBuffer:
 
     def __getstate__(self) -> dict:
         """For copies and pickles, whose NumPy views would be of the original's tensors."""
-        return {**self.__dict__, "_array": None, "_views": [(0, None)] * len(self.members)}
+        return {**self.__dict__, "_columns": None, "_sums": None, "_views": [(0, None)] * len(self.members)}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._look()
 
     def _look(self) -> None:
-        direct = self.buffer is not None and self.direct and self.home.type == "cpu"
-        self._array = self.buffer.numpy() if direct else None
+        self._columns = self._columns_of(self.buffer) if self.buffer is not None and self.direct else None
+
+    def _columns_of(self, memory: torch.Tensor) -> list[np.ndarray] | None:
+        """Where each parameter goes in packed rows (time, rows, width), as NumPy sees it, whose copies cost a third of
+        torch's; None on a device."""
+        if memory.device.type != "cpu":
+            return None
+        array = memory.numpy()
+        return [
+            array[:, piece.first : piece.first + piece.rows, piece.start : piece.start + piece.width]
+            for piece, _ in self.members
+        ]
 
     def allocate(self, capacity: int) -> None:
         """A buffer for `capacity` snapshots that keeps what has been recorded."""
@@ -114,19 +125,22 @@ class GroupBuffer:
 
     def write(self, slot: int) -> None:
         """Copy the parameters into a snapshot."""
-        if self._array is None:
+        if self._columns is None:
             self.put(slot, self.packed())
-            return
-        row = self._array[slot]
-        for i, (piece, member) in enumerate(self.members):
+        else:
+            self._pack(self.buffer, self._columns, slot)
+
+    def _pack(self, memory: torch.Tensor, columns: list[np.ndarray], slot: int) -> None:
+        """The parameters, and the velocities if these are recorded, into a row of host memory with these columns."""
+        for i, target in enumerate(columns):
             source = self.view(i)
-            target = row[piece.first : piece.first + piece.rows, piece.start : piece.start + piece.width]
             if source is None:
-                torch.from_numpy(target).copy_(rows_of(member, piece))
+                piece, member = self.members[i]
+                torch.from_numpy(target[slot]).copy_(rows_of(member, piece))
             else:
-                target[...] = source
+                target[slot] = source
         if self.velocity is not None:
-            self._pack_velocities(self.buffer[slot])
+            self._pack_velocities(memory[slot])
 
     def packed(self, out: torch.Tensor | None = None) -> torch.Tensor:
         """The parameters, and the velocities if these are recorded, as (rows, width) on their device."""
@@ -145,6 +159,7 @@ class GroupBuffer:
             self._pack_velocities(out)
         return out
 
+    @torch.no_grad()
     def _pack_velocities(self, out: torch.Tensor) -> None:
         for piece, member in self.members:
             start = self.group.n + piece.start
@@ -210,15 +225,20 @@ class GroupBuffer:
 
     def accumulate(self, first: bool) -> None:
         """Add the parameters to the sum of a window that `finish` turns into a snapshot."""
-        if self.sum is None:
-            self.sum = self._zeros(2)
-        self.packed(self.sum[0 if first else 1])
+        if self._sums is None:
+            self.sum = self._zeros(2) if self.sum is None else self.sum
+            self._sums = self.sum[0], self.sum[1], self._columns_of(self.sum)
+        total, newest, columns = self._sums
+        if columns is None:
+            self.packed(total if first else newest)
+        else:
+            self._pack(self.sum, columns, 0 if first else 1)
         if not first:
-            self.sum[0] += self.sum[1]
+            total.add_(newest)
 
     def finish(self, slot: int, count: int) -> None:
         """Write the mean of the window's `count` iterates into a snapshot."""
-        if self._array is not None:
+        if self._columns is not None:
             torch.div(self.sum[0], count, out=self.buffer[slot])
         else:
             self.put(slot, self.sum[0].div_(count))
@@ -229,7 +249,7 @@ class GroupBuffer:
         if buffer is not None:
             self.buffer[: len(buffer)] = buffer
         self.base = None if base is None else self._zeros(1)[0].copy_(base)
-        self.sum = None if total is None else self._zeros(2).copy_(total)
+        self.sum, self._sums = None if total is None else self._zeros(2).copy_(total), None
 
     def forget(self) -> None:
         """What was recorded before no longer matters."""
@@ -238,7 +258,7 @@ class GroupBuffer:
     def release(self) -> None:
         """Give all memory back; the next snapshot begins a new recording."""
         self.wait()
-        self.buffer = self.base = self.sum = self._row = self._array = None
+        self.buffer = self.base = self.sum = self._sums = self._row = self._columns = None
         if self._offload is not None:
             self._offload = Offload(self)
 

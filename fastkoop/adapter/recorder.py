@@ -67,7 +67,6 @@ class Recorder:
             self.seconds += time.perf_counter() - began
         self.iterations += 1  # not before, so that what failed may be tried again
 
-    @torch.no_grad()
     def _take(self, first: bool, done: bool) -> None:
         """The parameters into the newest snapshot, or into the sum of its window."""
         slot = self._slot() if done or not self.allocated else None
