@@ -46,11 +46,21 @@ def _digest() -> str | None:
     """Of every kernel source and the compiler's versions; None where there are no files, as in a zip archive."""
     text = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
     try:
-        for path in sorted(KERNELS.rglob("*.py")):
-            text.update(b"\0" + str(path.relative_to(KERNELS)).encode() + b"\0" + path.read_bytes())
+        for path in _sources(str(KERNELS)):
+            with open(path, "rb") as source:
+                text.update(b"\0" + os.path.relpath(path, KERNELS).encode() + b"\0" + source.read())
     except OSError:
         return None
-    return text.hexdigest()[:16] if KERNELS.is_dir() else None
+    return text.hexdigest()[:16]
+
+
+def _sources(folder: str):
+    """Every Python file in a folder and those below, in order, without a look at what is cached there."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir() and entry.name != "__pycache__":
+            yield from _sources(entry.path)
+        elif entry.name.endswith(".py"):
+            yield entry.path
 
 
 DIGEST = _digest()  # now: of the text that is being imported, whatever becomes of the files
