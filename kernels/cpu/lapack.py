@@ -17,6 +17,8 @@ import functools
 import numpy as np
 from numba.extending import get_cython_function_address
 
+from .threads import blas
+
 FEW = 6  # eigenvectors up to this share of the order are made one by one (measured crossover)
 _BLOCK = 64  # columns a blocked routine works on at a time, at most
 
@@ -26,6 +28,7 @@ def _routine(library: str, name: str, arguments: int):
 
     @functools.cache
     def routine():
+        blas.load()
         address = get_cython_function_address(f"scipy.linalg.cython_{library}", name)
         return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
 

@@ -25,6 +25,7 @@ import scipy
 from threadpoolctl import ThreadpoolController
 
 _threads: int | None = None
+NONE = 1 << 30  # threads: no limit
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
 
 
@@ -86,8 +87,8 @@ def asked_threads() -> float:
     return int(first) if first.isdecimal() and int(first) else math.inf
 
 
-def _load_blas() -> None:
-    """Load the BLAS that lapack.py calls, so that limits that a caller sets hold for it, too.
+def _load_lapack() -> None:
+    """Load the library that lapack.py calls.
 
     Out of SciPy's wheels alone: to import `scipy.linalg`, which would load it, takes as long as to import NumPy.
     """
@@ -105,7 +106,7 @@ class _OpenBlas:
     """OpenBLAS with threads of its own: one number for the whole process."""
 
     def __init__(self, filepath: str):
-        library = ctypes.CDLL(filepath)
+        self.filepath, library = filepath, ctypes.CDLL(filepath)
         affixes = [(prefix, suffix) for prefix in ("", "scipy_") for suffix in ("", "64_", "_64")]
         names = [f"{prefix}openblas_{{}}_num_threads{suffix}" for prefix, suffix in affixes]
         name = next(name for name in names if hasattr(library, name.format("set")))
@@ -120,14 +121,46 @@ class _OpenBlas:
 
 
 class Blas:
-    """The BLAS libraries of this process, their limit held to one thread while anybody asks for that."""
+    """The BLAS libraries of this process, their limit held to one thread while anybody asks for that.
+
+    SciPy's is loaded when large blocks first need it: OpenBLAS's threads spin for a tenth of a second when they begin.
+    """
 
     def __init__(self):
         self._lock = threading.Lock()
         self._holders = 0
         self._wishes: list[int] = []  # what the libraries are to go back to
         self._shared, self._private = self._find()
-        self._first = self.num_threads()
+        self._first = self._least()
+        self._loaded = False  # whether SciPy's is among them
+        self._late: list = []  # (library, its own number, the limit) of those that were loaded under a caller's limit
+
+    def load(self) -> None:
+        """Load what lapack.py calls, if that has not been done; a limit that a caller has set holds for it, too."""
+        if self._loaded:
+            return
+        with self._lock:
+            if self._loaded:
+                return
+            limit = self._least()
+            changed = limit != self._first
+            _load_lapack()
+            known = {library.filepath for library in (*self._shared, *self._private)}
+            for all_of_them, found in zip((self._shared, self._private), self._find(), strict=True):
+                for library in found:
+                    if library.filepath in known:
+                        continue
+                    if changed:
+                        self._late.append((library, library.num_threads, limit))
+                        library.set_num_threads(limit)
+                    elif library.num_threads:
+                        self._first = min(self._first, library.num_threads)
+                    all_of_them.append(library)
+                    if self._holders and all_of_them is self._shared:
+                        self._wishes.append(library.num_threads)
+            if self._holders:
+                self._hold()
+            self._loaded = True
 
     @staticmethod
     def _find() -> tuple[list, list]:
@@ -145,22 +178,41 @@ class Blas:
     def num_threads(self) -> int:
         """The least limit of all libraries, but for what is held here; a large number where there is none."""
         with self._lock:
-            numbers = [library.num_threads for library in (*self._shared, *self._private)]
-            if self._holders:
-                held = zip(self._wishes, numbers, strict=False)
-                numbers[: len(self._wishes)] = [wish if number == 1 else number for wish, number in held]
-            return min((number for number in numbers if number), default=1 << 30)
+            return self._least()
+
+    def _least(self) -> int:
+        numbers = [library.num_threads for library in (*self._shared, *self._private)]
+        if self._holders:
+            held = zip(self._wishes, numbers, strict=False)
+            numbers[: len(self._wishes)] = [wish if number == 1 else number for wish, number in held]
+        return min((number for number in numbers if number), default=NONE)
 
     def lowered(self) -> int:
         """The present limit, if somebody has lowered it since this module was imported; else a large number."""
-        present = self.num_threads()
-        return present if present < self._first else 1 << 30
+        with self._lock:
+            self._settle()
+            present = self._least()
+        return present if present < self._first else NONE
+
+    def _settle(self) -> None:
+        """Give libraries that were loaded under a limit their own number once that limit is gone."""
+        if not self._late or self._holders:
+            return
+        ours = {id(library) for library, _, _ in self._late}
+        others = [one.num_threads for one in (*self._shared, *self._private) if id(one) not in ours]
+        if min(others, default=NONE) == self._first:
+            for library, number, limit in self._late:
+                if library.num_threads == limit:
+                    library.set_num_threads(number)
+            self._late = []
 
     @contextlib.contextmanager
     def one_thread(self):
         """The libraries held to one thread; callers may nest and overlap, on any threads."""
+        self.load()
         own = [library.num_threads for library in self._private]
         with self._lock:
+            self._settle()
             if not self._holders:
                 self._wishes = [library.num_threads for library in self._shared]
             self._holders += 1
@@ -198,7 +250,6 @@ class Blas:
             self._give_back()
 
 
-_load_blas()
 blas = Blas()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=blas.after_fork)

@@ -30,6 +30,7 @@ def undecided(monkeypatch):
 @pytest.fixture
 def two():
     """BLAS at two threads, whatever this process began with."""
+    module.blas.load()
     with threadpool_limits(2, user_api="blas"):
         yield blas_threads()
 
@@ -161,7 +162,7 @@ class TestBlas:
         """As of OpenMP: set in every thread that works, and put back there."""
 
         class Own(threading.local):
-            num_threads = 4
+            filepath, num_threads = "own", 4
 
             def set_num_threads(self, number):
                 self.num_threads = number
@@ -171,6 +172,44 @@ class TestBlas:
         monkeypatch.setattr(pool, "blas", module.Blas())
         assert set(pool.each_block(lambda b: library.num_threads, 9, alone=True)) == {1}
         assert library.num_threads == 4
+
+    @pytest.fixture
+    def late(self, monkeypatch):
+        """A Blas of a library at hand, and one that is loaded later; both have 4 threads."""
+
+        class Library:
+            def __init__(self, filepath):
+                self.filepath, self.num_threads = filepath, 4
+
+            def set_num_threads(self, number):
+                self.num_threads = number
+
+        libraries = [Library("first")]
+        monkeypatch.setattr(module.Blas, "_find", staticmethod(lambda: (list(libraries), [])))
+        monkeypatch.setattr(module, "_load_lapack", lambda: libraries.append(Library("late")))
+        return module.Blas(), libraries
+
+    def test_a_library_that_is_loaded_under_a_limit_keeps_to_it(self, late):
+        blas, libraries = late
+        libraries[0].set_num_threads(2)
+        with blas.one_thread():
+            assert [library.num_threads for library in libraries] == [1, 1]
+        assert [library.num_threads for library in libraries] == [2, 2] and blas.lowered() == 2
+        libraries[0].set_num_threads(4)
+        assert blas.lowered() == module.NONE
+        assert [library.num_threads for library in libraries] == [4, 4]
+        libraries[1].set_num_threads(3)
+        assert blas.lowered() == 3 and libraries[1].num_threads == 3
+
+    def test_a_library_that_is_loaded_while_others_are_held(self, late):
+        blas, libraries = late
+        blas._loaded = True
+        with blas.one_thread():
+            blas._loaded = False
+            blas.load()
+            blas.load()
+            assert [library.num_threads for library in libraries] == [1, 1] and blas.lowered() == module.NONE
+        assert [library.num_threads for library in libraries] == [4, 4]
 
     def test_a_child_that_was_forked_meanwhile(self, two):
         blas = module.Blas()
@@ -214,6 +253,29 @@ with threadpool_limits(1, user_api="blas"):
 assert set(limits()) == {2}
 print(len(bits))
 """
+
+
+LATE = """
+import numpy as np, fastkoop as fk
+from threadpoolctl import threadpool_info, threadpool_limits
+def limits():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+own = limits()
+assert len(own) < 2, "import fastkoop needs no other BLAS than NumPy's"
+Z = np.random.default_rng(0).normal(size=(4, 150, 120)).cumsum(-1)
+with threadpool_limits(1, user_api="blas"):
+    inside = fk.predict(Z, 2)
+    assert set(limits()) == {1}, limits()
+assert np.array_equal(fk.predict(Z, 2), inside)
+assert set(limits()) == set(own), limits()
+"""
+
+
+def test_scipys_library_is_loaded_when_it_is_needed(tmp_path):
+    script = tmp_path / "late.py"
+    script.write_text(LATE)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("order", ["main first", "threads only"])
