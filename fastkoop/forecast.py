@@ -153,7 +153,7 @@ class Forecasting(Reports):
         And whether it leads where this operator leads, four recordings ahead, see `Rule`. A recording of a smooth map
         with several slow modes says yes, one of noise no. It takes a fit of the first part, of corners of what the fit
         has kept of tall blocks: 0.1 to 1.0 times the fit's time, least where blocks have many weights
-        (bench/pages/costs.md). Of blocks with more than a thousand snapshots nothing may have been kept.
+        (bench/pages/costs.md). Of blocks with more than a thousand snapshots and weights it may keep nothing.
 
         Args:
             split: the share of the snapshots in the first part, between 0 and 1.

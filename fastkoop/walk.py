@@ -47,7 +47,7 @@ class States:
     """
 
     def __init__(self, parts: Sequence[tuple[Readout, Any]], *, overwrites: bool = False):
-        """parts: readout and factors of each operator; overwrites: each state lies in the memory of the one before."""
+        """parts: readout and factors of each operator; overwrites: each state lies in the memory of the last."""
         self.backend, self._place = parts[0][0].backend, parts[0][0].place
         xp, self.n = self.backend.xp, parts[0][0].snapshots.shape[-1]
         rows = _joined(xp, [readout.rows(factors) for readout, factors in parts])
@@ -190,7 +190,7 @@ class Walk:
 
 
 def states_together(parts: Iterable[tuple[Readout, Any]]) -> tuple[list[States], list[tuple[int, slice]]]:
-    """States of many operators, small ones with the same n and dtype in one batch, each in the memory of the last one.
+    """States of many operators, small ones with the same n and dtype in one batch; each state overwrites the last.
 
     Returns:
         The States, and for each part which of them it is in, and which of its blocks it owns.

@@ -106,7 +106,7 @@ def _round(optimizers, sides, setting: Setting, per_epoch: int, test_loss: Calla
 
 
 def _record_share(start, partition: str, window: int, batches: list) -> float:
-    """Recording over training, medians, one after the other; of a window means, as one iterate in it takes longer."""
+    """Recording over training, medians, one after the other; for a window the mean, as its end takes longer."""
     model, optimizer = copy.deepcopy(start)
     phase = KoopmanPhase(model, partition, window=window, capacity=max(2, len(batches) // window))
     trained, recorded = [], []

@@ -21,10 +21,9 @@ from . import gram as blocks
 from .large import LIBRARY_ROWS, LIBRARY_STATES, over_large, quiet, reduce_by_svd
 from .layout import Blocks, aligned_empty, blocks_of
 from .pool import over_blocks
-from .prepared import prepared
+from .prepared import MOST_BLOCKS, prepared
 
 xp = np  # the array module of this backend
-FEW = 64  # numbers whose maximum Python finds sooner than NumPy has begun
 
 
 def host(array: np.ndarray) -> np.ndarray:
@@ -216,7 +215,7 @@ def follow(
         blocks.follow_range, B, B * r * (r * steps + rows.n), *rows[:5], r, factors.operator, factors.rank,
         largest, steps, y, bounds, out,
     )  # fmt: skip
-    return out, y, max(bounds.tolist()) if 0 < B <= FEW else float(bounds.max(initial=0.0))
+    return out, y, max(bounds.tolist()) if 0 < B <= MOST_BLOCKS else float(bounds.max(initial=0.0))
 
 
 @quiet

@@ -105,7 +105,6 @@ def each_block(function, blocks: int, alone: bool) -> list:
     """[function(b) for b in range(blocks)]: in parallel with a BLAS thread each, or one after another with all."""
     if not blocks:
         return []  # not even a look at the BLAS libraries
-    blas.load()
     if not alone:
         return [function(b) for b in range(blocks)]
     results = [None] * blocks

@@ -14,7 +14,7 @@ from . import fused, parts, refined
 from .layout import aligned_empty
 from .pool import WORK_PER_THREAD
 
-MOST_BLOCKS = 64  # whose routes are looked at one by one in less time than NumPy takes to compare them all
+MOST_BLOCKS = 64  # that are looked at one by one in less time than NumPy takes for all of them
 KEPT = 256  # signatures
 
 

@@ -22,6 +22,9 @@ def test_one_call_for_two(n, m, steps, rng):
     assert np.array_equal(y, expected) and np.array_equal(start, factors.start)
     assert np.array_equal(states, kernels.combine(rows, expected[:, None], products=False)[0])
     assert np.abs(states).max() <= bound * (1 + 1e-12)
+    used = np.full_like(states, np.nan)
+    again, _, _ = kernels.follow(kernels.rows_of(rows), factors, largest, start, steps, used)
+    assert again is used and np.array_equal(used, states)
 
 
 def test_states_that_are_not_finite_have_no_bound(rng):
